@@ -1,0 +1,32 @@
+"""CrossFormer and CrossFormer++ for Hugging Face Transformers; importing it registers the Auto classes."""
+
+from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification
+
+from .configuration_crossformer import CrossFormerConfig
+from .group_schedules import group_schedule
+from .modeling_crossformer import (
+    CrossFormerBackbone,
+    CrossFormerForImageClassification,
+    CrossFormerModel,
+    CrossFormerPreTrainedModel,
+)
+from .presets import PRESETS, preset_config
+from .version import __version__
+
+
+AutoConfig.register(CrossFormerConfig.model_type, CrossFormerConfig, exist_ok=True)
+AutoModel.register(CrossFormerConfig, CrossFormerModel, exist_ok=True)
+AutoModelForImageClassification.register(CrossFormerConfig, CrossFormerForImageClassification, exist_ok=True)
+AutoBackbone.register(CrossFormerConfig, CrossFormerBackbone, exist_ok=True)
+
+__all__ = [
+    "__version__",
+    "PRESETS",
+    "CrossFormerBackbone",
+    "CrossFormerConfig",
+    "CrossFormerForImageClassification",
+    "CrossFormerModel",
+    "CrossFormerPreTrainedModel",
+    "group_schedule",
+    "preset_config",
+]

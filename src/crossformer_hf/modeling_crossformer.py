@@ -1,0 +1,705 @@
+"""CrossFormer and CrossFormer++ in PyTorch, for Hugging Face Transformers.
+
+Papers: arXiv 2108.00154 (CrossFormer) and 2303.06908 (CrossFormer++). Original code: github.com/cheerss/CrossFormer.
+
+Tensors come in three layouts:
+
+- `feature_map` (batch, channels, height, width): the image, what passes between stages, every output map;
+- `hidden_states` (batch, height, width, channels): inside a stage;
+- `groups` (batch * num_groups, tokens_per_group, channels): inside attention.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutput,
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_crossformer import CrossFormerConfig
+
+
+# A padded key adds its product with the query's last features, -PADDED_KEY ** 2, to the scaled score: far enough below
+# any score that its weight is exactly 0, near enough to stay finite in float16.
+PADDED_KEY = 64.0
+# Fused attention kernels want head widths that are multiples of 8.
+PADDING_FEATURES = 8
+
+
+def ceil_div(dividend: int, divisor: int) -> int:
+    """Quotient of two positive numbers, rounded up."""
+    return (dividend + divisor - 1) // divisor
+
+
+def resolve_grouping(
+    height: int, width: int, group_size: int, interval: int | None, grouping: str
+) -> tuple[tuple[int, int], int]:
+    """Size and interval of the attention groups on one token map; the three policies of the original code.
+
+    Groups are never larger than the map needs: where the original pads a square group over a smaller map, the group
+    here is the rectangle that holds the real tokens, which computes the same.
+
+    Args:
+        height: Rows of the map, in tokens.
+        width: Columns of the map, in tokens.
+        group_size: The layer's group size, in tokens.
+        interval: The layer's interval, in tokens; `None` for short distance attention (SDA).
+        grouping: `fixed_group` (original `main` branch), `fixed_interval` (the dense code of its `crossformer` branch)
+            or `adaptive_interval` (`main` with its flag of that name).
+
+    Returns:
+        The group's (height, width) and its interval, both in tokens. Interval 1 is a group of adjacent tokens.
+    """
+    if height <= group_size or width <= group_size:
+        shorter = min(height, width)
+        return ((shorter, shorter) if grouping == "fixed_interval" else (height, width)), 1
+    if interval is None:
+        return (group_size, group_size), 1
+    if grouping == "fixed_interval":
+        return (ceil_div(height, interval), ceil_div(width, interval)), interval
+    if grouping == "adaptive_interval":
+        interval = ceil_div(max(height, width), group_size)
+    # A branch, not `min`: with dynamic shapes the group of a large map stays a constant in the compiled graph.
+    rows = group_size if group_size * interval <= height else ceil_div(height, interval)
+    columns = group_size if group_size * interval <= width else ceil_div(width, interval)
+    return (rows, columns), interval
+
+
+def padding_to_multiple(size: int, multiple: int) -> int:
+    """What to add to a positive `size` to make it a multiple of `multiple`."""
+    return ceil_div(size, multiple) * multiple - size
+
+
+def pad_feature_map(feature_map: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Pad (batch, channels, height, width) with zeros, below and on the right, to a multiple of `multiple`."""
+    bottom, right = (padding_to_multiple(size, multiple) for size in feature_map.shape[-2:])
+    # With dynamic shapes the answer is not known, so one graph that always pads serves every size.
+    return feature_map if statically_known_true(bottom + right == 0) else F.pad(feature_map, (0, right, 0, bottom))
+
+
+def group_tokens(hidden_states: torch.Tensor, group_size: tuple[int, int], interval: int = 1) -> torch.Tensor:
+    """Collect every `interval`-th token into groups of `group_size` (height, width), in tokens.
+
+    Interval 1 is short distance attention (SDA); larger is long distance (LDA). Section 3.2 of arXiv 2108.00154.
+    Takes (batch, height, width, channels) with sides that are multiples of `group_size * interval`; returns
+    (batch * num_groups, tokens_per_group, channels).
+    """
+    batch, height, width, channels = hidden_states.shape
+    rows, columns = group_size
+    row_regions, column_regions = height // (rows * interval), width // (columns * interval)
+    # (batch, row_region, row, row_offset, column_region, column, column_offset, channels)
+    regions = hidden_states.view(batch, row_regions, rows, interval, column_regions, columns, interval, channels)
+    return regions.permute(0, 1, 4, 3, 6, 2, 5, 7).reshape(-1, rows * columns, channels)
+
+
+def ungroup_tokens(
+    groups: torch.Tensor, group_size: tuple[int, int], interval: int, height: int, width: int
+) -> torch.Tensor:
+    """Undo `group_tokens`: (batch * num_groups, tokens_per_group, channels) to (batch, height, width, channels)."""
+    rows, columns = group_size
+    row_regions, column_regions = height // (rows * interval), width // (columns * interval)
+    batch = groups.shape[0] // (row_regions * column_regions * interval**2)
+    # (batch, row_region, column_region, row_offset, column_offset, row, column, channels)
+    regions = groups.view(batch, row_regions, column_regions, interval, interval, rows, columns, groups.shape[-1])
+    return regions.permute(0, 1, 5, 3, 2, 6, 4, 7).reshape(batch, height, width, groups.shape[-1])
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax attention in plain PyTorch.
+
+    Takes query, key and value (groups, heads, tokens, head_dim) and an additive `attention_mask` that broadcasts to
+    (groups, heads, tokens, tokens); returns (groups, tokens, heads, head_dim) and the probabilities.
+    """
+    # The query is scaled before the product, as in the original: in float16 the unscaled product can overflow.
+    scores = torch.matmul(query * scaling, key.transpose(-1, -2)) + attention_mask
+    probabilities = nn.functional.dropout(scores.softmax(dim=-1), p=dropout, training=module.training)
+    return torch.matmul(probabilities, value).transpose(1, 2), probabilities
+
+
+class CrossFormerDropPath(nn.Module):
+    """Stochastic depth: drops a residual branch for a random part of the batch (arXiv 1603.09382)."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Keep a sample's branch with probability `1 - rate`, scaled to keep its expectation; identity in eval."""
+        if self.rate == 0.0 or not self.training:
+            return hidden_states
+        keep_shape = (hidden_states.shape[0],) + (1,) * (hidden_states.ndim - 1)
+        keep = hidden_states.new_empty(keep_shape).bernoulli_(1 - self.rate)
+        return hidden_states * (keep / (1 - self.rate))
+
+    def extra_repr(self) -> str:
+        """The rate, for `print(model)`."""
+        return f"rate={self.rate}"
+
+
+class CrossFormerCrossScaleEmbedding(nn.Module):
+    """Cross-scale embedding layer (CEL): one token from patches of several sizes with the same centre.
+
+    Convolutions of different kernel sizes and one stride, concatenated; the larger a kernel, the fewer its channels
+    (section 3.1 of arXiv 2108.00154). The smallest kernel equals the stride unless told otherwise.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_sizes: list[int], stride: int):
+        super().__init__()
+        self.stride = stride
+        # A half, a quarter, …, and the last kernel gets as much as the one before it.
+        last = len(kernel_sizes) - 1
+        self.projections = nn.ModuleList(
+            nn.Conv2d(in_channels, out_channels // 2 ** min(i + 1, last), size, stride, padding=(size - stride) // 2)
+            for i, size in enumerate(kernel_sizes)
+        )
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        """(batch, in_channels, height, width) to (batch, out_channels, ceil(height / stride), ceil(width / stride))."""
+        feature_map = pad_feature_map(feature_map, self.stride)
+        return torch.cat([projection(feature_map) for projection in self.projections], dim=1)
+
+
+class CrossFormerEmbeddings(nn.Module):
+    """Image to the first token map."""
+
+    def __init__(self, config: CrossFormerConfig):
+        super().__init__()
+        self.num_channels = config.num_channels
+        stride = config.patch_sizes[0]
+        self.patch_embeddings = CrossFormerCrossScaleEmbedding(
+            config.num_channels, config.embed_dim, config.patch_sizes, stride
+        )
+        self.layernorm = (
+            nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps) if config.use_patch_norm else nn.Identity()
+        )
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(batch, num_channels, height, width) in pixels to (batch, embed_dim, height / 4, width / 4), rounded up."""
+        self.check_image(pixel_values)
+        pixel_values = pixel_values.to(self.patch_embeddings.projections[0].weight.dtype)
+        hidden_states = self.patch_embeddings(pixel_values).permute(0, 2, 3, 1)
+        return self.dropout(self.layernorm(hidden_states)).permute(0, 3, 1, 2)
+
+    def check_image(self, pixel_values: torch.Tensor) -> None:
+        """Raise a `ValueError` unless the images have the right channels and at least one patch."""
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
+            raise ValueError(
+                f"`pixel_values` has the shape {tuple(pixel_values.shape)}, but must be (batch, {self.num_channels}, "
+                "height, width); convert images to that number of channels or set `num_channels` in the configuration."
+            )
+        patch = self.patch_embeddings.stride
+        if min(pixel_values.shape[-2:]) < patch:
+            raise ValueError(
+                f"`pixel_values` has the shape {tuple(pixel_values.shape)}, but height and width must be at least one "
+                f"patch: {patch} pixels; resize the images."
+            )
+
+
+class CrossFormerDownsampling(nn.Module):
+    """Start of every stage but the first: layer norm, then a cross-scale embedding that halves height and width."""
+
+    def __init__(self, config: CrossFormerConfig, in_channels: int, kernel_sizes: list[int]):
+        super().__init__()
+        self.layernorm = nn.LayerNorm(in_channels, eps=config.layer_norm_eps)
+        self.embedding = CrossFormerCrossScaleEmbedding(in_channels, 2 * in_channels, kernel_sizes, stride=2)
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        """(batch, channels, height, width) to (batch, 2 * channels, height / 2, width / 2), rounded up."""
+        normalized = self.layernorm(feature_map.permute(0, 2, 3, 1))
+        return self.embedding(normalized.permute(0, 3, 1, 2))
+
+
+class CrossFormerPositionBiasLayer(nn.Module):
+    """Layer norm, ReLU and linear layer: one step of the dynamic position bias."""
+
+    def __init__(self, config: CrossFormerConfig, in_features: int, out_features: int):
+        super().__init__()
+        self.layernorm = nn.LayerNorm(in_features, eps=config.layer_norm_eps)
+        self.linear = nn.Linear(in_features, out_features)
+
+    def forward(self, offsets: torch.Tensor) -> torch.Tensor:
+        """(num_offsets, in_features) to (num_offsets, out_features)."""
+        return self.linear(F.relu(self.layernorm(offsets)))
+
+
+class CrossFormerDynamicPositionBias(nn.Module):
+    """Dynamic position bias (DPB): an MLP from the offset between two tokens to a bias for each head.
+
+    A function of the offset instead of a table, so one set of weights serves groups of any size (section 3.3 of arXiv
+    2108.00154). The original quarters the width twice, hence `channels // 16`.
+    """
+
+    def __init__(self, config: CrossFormerConfig, channels: int, num_heads: int):
+        super().__init__()
+        width = channels // 16
+        self.projection = nn.Linear(2, width)
+        self.layers = nn.ModuleList(
+            CrossFormerPositionBiasLayer(config, width, features) for features in (width, width, num_heads)
+        )
+
+    def forward(self, group_size: tuple[int, int]) -> torch.Tensor:
+        """Bias of each pair of tokens of a group of `group_size` (height, width): (heads, tokens, tokens)."""
+        weight = self.projection.weight
+        rows, columns = group_size
+        row_offsets = torch.arange(1 - rows, rows, device=weight.device)
+        column_offsets = torch.arange(1 - columns, columns, device=weight.device)
+        bias = self.projection(torch.cartesian_prod(row_offsets, column_offsets).to(weight.dtype))
+        for layer in self.layers:
+            bias = layer(bias)
+        return bias.t()[:, relative_position_index(group_size, weight.device)]
+
+
+def relative_position_index(group_size: tuple[int, int], device: torch.device) -> torch.Tensor:
+    """Where in the row-major list of all (row, column) offsets that of each pair of tokens stands: (tokens, tokens)."""
+    rows, columns = group_size
+    row = torch.arange(rows, device=device).repeat_interleave(columns)
+    column = torch.arange(columns, device=device).repeat(rows)
+    row_offset = row[:, None] - row[None, :] + rows - 1
+    column_offset = column[:, None] - column[None, :] + columns - 1
+    return row_offset * (2 * columns - 1) + column_offset
+
+
+class CrossFormerAttention(nn.Module):
+    """Long short distance attention (LSDA): self-attention within groups of tokens.
+
+    Short distance attention (SDA) groups adjacent tokens and has no interval; long distance attention (LDA) groups
+    tokens `interval` apart.
+    """
+
+    is_causal = False
+
+    def __init__(
+        self, config: CrossFormerConfig, channels: int, num_heads: int, group_size: int, interval: int | None
+    ):
+        super().__init__()
+        self.config = config
+        self.num_heads = num_heads
+        self.group_size = group_size
+        self.interval = interval
+        self.scaling = config.qk_scale or (channels // num_heads) ** -0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.qkv = nn.Linear(channels, 3 * channels, bias=config.qkv_bias)
+        self.position_bias = CrossFormerDynamicPositionBias(config, channels, num_heads)
+        self.projection = nn.Linear(channels, channels)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend within groups.
+
+        Takes and returns (batch, height, width, channels), and the probabilities (batch * num_groups, heads,
+        tokens_per_group, tokens_per_group) where the attention implementation gives them, else `None`.
+        """
+        height, width, channels = hidden_states.shape[1:]
+        group_size, interval = resolve_grouping(height, width, self.group_size, self.interval, self.config.grouping)
+        # (batch, height, width, query/key/value, heads, head_dim); only real tokens are projected
+        projected = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1))
+        padded = self.pad_projected(projected, (group_size[0] * interval, group_size[1] * interval))
+        padded_height, padded_width = padded.shape[1:3]
+        groups = group_tokens(padded.flatten(3), group_size, interval)
+        query, key, value = groups.unflatten(-1, padded.shape[3:]).permute(2, 0, 3, 1, 4)
+        context, probabilities = self.attend(query, key, value, group_size, **kwargs)
+        context = context[..., : channels // self.num_heads].flatten(2)
+        context = ungroup_tokens(context, group_size, interval, padded_height, padded_width)
+        context = context.narrow(1, 0, height).narrow(2, 0, width)
+        return self.dropout(self.projection(context)), probabilities
+
+    def pad_projected(self, projected: torch.Tensor, multiple: tuple[int, int]) -> torch.Tensor:
+        """Pad queries, keys and values to a multiple of `multiple` (height, width) tokens, so that no one attends there.
+
+        The mask is carried by the tokens: heads get a few more features, whose product of query and key is 0 for a
+        real key and far below 0 for a padded one. So a mask per pair of tokens is never built, and a group without any
+        real token still has a finite softmax.
+
+        Takes and returns (batch, height, width, 3, heads, head_dim), unchanged where nothing has to be padded.
+        """
+        height, width, head_dim = projected.shape[1], projected.shape[2], projected.shape[-1]
+        bottom, right = padding_to_multiple(height, multiple[0]), padding_to_multiple(width, multiple[1])
+        if statically_known_true(bottom + right == 0):
+            return projected
+        padded = F.pad(projected, (0, PADDING_FEATURES, 0, 0, 0, 0, 0, right, 0, bottom))
+        key_features = F.pad(projected.new_zeros(height, width), (0, right, 0, bottom), value=-PADDED_KEY)
+        padded[..., 0, :, head_dim:] = PADDED_KEY / self.scaling / PADDING_FEATURES
+        padded[..., 1, :, head_dim:] = key_features[..., None, None]
+        return padded
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        group_size: tuple[int, int],
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Apply the chosen attention implementation with the position bias; shapes as in `eager_attention_forward`."""
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        return attention(
+            self,
+            query,
+            key,
+            value,
+            attention_mask=self.position_bias(group_size).to(query.dtype)[None],
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+            **kwargs,
+        )
+
+
+class CrossFormerMLP(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, config: CrossFormerConfig, channels: int, hidden_channels: int):
+        super().__init__()
+        if config.hidden_act not in ACT2FN:
+            raise ValueError(
+                f"`hidden_act` is {config.hidden_act!r}, but it must be an activation that Transformers knows: "
+                f"{', '.join(sorted(ACT2FN))}."
+            )
+        self.fc1 = nn.Linear(channels, hidden_channels)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(hidden_channels, channels)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch, height, width, channels) to the same."""
+        hidden_states = self.dropout(self.activation(self.fc1(hidden_states)))
+        return self.dropout(self.fc2(hidden_states))
+
+
+class CrossFormerCoolingLayer(nn.Module):
+    """Activation cooling layer (ACL): a depthwise convolution and a layer norm without a residual connection.
+
+    It keeps the activations of the residual stream from growing with depth (section 4.2 of arXiv 2303.06908).
+    """
+
+    def __init__(self, config: CrossFormerConfig, channels: int):
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, channels, kernel_size=3, padding=1, groups=channels)
+        self.layernorm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch, height, width, channels) to the same."""
+        feature_map = self.convolution(hidden_states.permute(0, 3, 1, 2))
+        return self.layernorm(feature_map.permute(0, 2, 3, 1))
+
+
+class CrossFormerLayer(GradientCheckpointingLayer):
+    """Pre-norm attention and MLP, each with a residual connection, and a cooling layer where one belongs."""
+
+    def __init__(
+        self,
+        config: CrossFormerConfig,
+        channels: int,
+        mlp_channels: int,
+        attention: CrossFormerAttention,
+        drop_path_rate: float,
+        cooling: nn.Module,
+    ):
+        super().__init__()
+        self.layernorm_before = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+        self.attention = attention
+        self.layernorm_after = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+        self.mlp = CrossFormerMLP(config, channels, mlp_channels)
+        self.drop_path = CrossFormerDropPath(drop_path_rate)
+        self.cooling = cooling
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        """(batch, height, width, channels) to the same."""
+        attended, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
+        hidden_states = hidden_states + self.drop_path(attended)
+        hidden_states = hidden_states + self.drop_path(self.mlp(self.layernorm_after(hidden_states)))
+        return self.cooling(hidden_states)
+
+
+class CrossFormerStage(nn.Module):
+    """One resolution: a cross-scale embedding (but in the first stage, which follows the stem), then the layers."""
+
+    def __init__(self, config: CrossFormerConfig, index: int, drop_path_rates: list[float]):
+        super().__init__()
+        self.downsampling = (
+            CrossFormerDownsampling(config, config.stage_channels[index - 1], config.merge_sizes[index - 1])
+            if index > 0
+            else nn.Identity()
+        )
+        self.layers = nn.ModuleList(
+            self.build_layer(config, index, position, rate) for position, rate in enumerate(drop_path_rates)
+        )
+
+    @staticmethod
+    def build_layer(config: CrossFormerConfig, stage: int, position: int, drop_path_rate: float) -> CrossFormerLayer:
+        """Layer number `position` of a stage: even ones attend over a short, odd ones over a long distance."""
+        channels = config.stage_channels[stage]
+        is_long_distance = position % 2 == 1
+        is_cooled = config.use_cooling_layer and position % 3 == 2 and position < config.depths[stage] - 1
+        attention = CrossFormerAttention(
+            config,
+            channels,
+            num_heads=config.num_heads[stage],
+            group_size=config.layer_group_sizes[stage][position],
+            interval=config.intervals[stage] if is_long_distance else None,
+        )
+        return CrossFormerLayer(
+            config,
+            channels,
+            mlp_channels=int(channels * config.stage_mlp_ratios[stage]),
+            attention=attention,
+            drop_path_rate=drop_path_rate,
+            cooling=CrossFormerCoolingLayer(config, channels) if is_cooled else nn.Identity(),
+        )
+
+    def forward(self, feature_map: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        """Feature map of the stage before (or the stem) to this one's; (batch, channels, height, width) each."""
+        hidden_states = self.downsampling(feature_map).permute(0, 2, 3, 1)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        return hidden_states.permute(0, 3, 1, 2)
+
+
+class CrossFormerPreTrainedModel(PreTrainedModel):
+    """Initial weights, and what Transformers may do with the models."""
+
+    config: CrossFormerConfig
+    config_class = CrossFormerConfig
+    base_model_prefix = "crossformer"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["CrossFormerEmbeddings", "CrossFormerDownsampling", "CrossFormerLayer"]
+    _input_embed_layer = "patch_embeddings"
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(CrossFormerStage, capture_initial_hidden_state=True),
+        "attentions": OutputRecorder(CrossFormerAttention, index=1),
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Set initial weights as the original does: normal for linear layers, PyTorch's default for convolutions."""
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            bound = module.weight[0].numel() ** -0.5
+            init.uniform_(module.bias, -bound, bound)
+        else:
+            super()._init_weights(module)
+
+
+class CrossFormerEncoder(CrossFormerPreTrainedModel):
+    """The stages, one after the other."""
+
+    def __init__(self, config: CrossFormerConfig):
+        super().__init__(config)
+        num_layers = sum(config.depths)
+        rates = [config.drop_path_rate * index / max(num_layers - 1, 1) for index in range(num_layers)]
+        starts = [sum(config.depths[:index]) for index in range(len(config.depths))]
+        self.stages = nn.ModuleList(
+            CrossFormerStage(config, index, rates[start : start + depth])
+            for index, (start, depth) in enumerate(zip(starts, config.depths, strict=True))
+        )
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(self, feature_map: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutput:
+        """Run the stages.
+
+        Takes the stem (batch, embed_dim, height, width). `last_hidden_state` is the last stage's feature map (batch,
+        hidden_size, height, width); `hidden_states` are the stem and each stage's map, in the same layout;
+        `attentions` are each layer's probabilities (batch * num_groups, heads, tokens, tokens).
+        """
+        for stage in self.stages:
+            feature_map = stage(feature_map, **kwargs)
+        return BaseModelOutput(last_hidden_state=feature_map)
+
+
+class CrossFormerModel(CrossFormerPreTrainedModel):
+    """CrossFormer without a head.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from crossformer_hf import CrossFormerConfig, CrossFormerModel
+
+    >>> model = CrossFormerModel(CrossFormerConfig()).eval()
+    >>> outputs = model(torch.zeros(1, 3, 224, 224))
+    >>> outputs.last_hidden_state.shape, outputs.pooler_output.shape
+    (torch.Size([1, 49, 768]), torch.Size([1, 768]))
+
+    ```
+    """
+
+    def __init__(self, config: CrossFormerConfig):
+        super().__init__(config)
+        self.embeddings = CrossFormerEmbeddings(config)
+        self.encoder = CrossFormerEncoder(config)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutputWithPooling:
+        """Encode images of any size.
+
+        Args:
+            pixel_values: Normalised images (batch, num_channels, height, width), each side at least one patch.
+            kwargs: `output_hidden_states`, `output_attentions` and the like.
+
+        Returns:
+            `last_hidden_state` (batch, tokens, hidden_size) after the final layer norm, `pooler_output` (batch,
+            hidden_size), its mean over the tokens; when asked for, `hidden_states`, the stem and each stage's feature
+            map (batch, channels, height, width), and `attentions`, each layer's (batch * num_groups, heads, tokens,
+            tokens).
+
+        Raises:
+            ValueError: `pixel_values` has another number of channels or is smaller than a patch.
+        """
+        outputs = self.encoder(self.embeddings(pixel_values), **kwargs)
+        tokens = outputs.last_hidden_state.flatten(2).transpose(1, 2)
+        last_hidden_state = self.layernorm(tokens)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=last_hidden_state,
+            pooler_output=last_hidden_state.mean(dim=1),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class CrossFormerForImageClassification(CrossFormerPreTrainedModel):
+    """CrossFormer with a linear head on the mean of the last tokens.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from crossformer_hf import CrossFormerConfig, CrossFormerForImageClassification
+
+    >>> model = CrossFormerForImageClassification(CrossFormerConfig(num_labels=10)).eval()
+    >>> model(torch.zeros(1, 3, 224, 224)).logits.shape
+    torch.Size([1, 10])
+
+    ```
+    """
+
+    def __init__(self, config: CrossFormerConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.crossformer = CrossFormerModel(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        """Classify images of any size.
+
+        Args:
+            pixel_values: Normalised images (batch, num_channels, height, width), each side at least one patch.
+            labels: Class of each image (batch,); targets (batch, num_labels) for several labels an image, or values
+                for regression, as `config.problem_type` says.
+            kwargs: `output_hidden_states`, `output_attentions` and the like.
+
+        Returns:
+            `logits` (batch, num_labels), `loss` when there are labels, and `hidden_states` and `attentions` as in
+            `CrossFormerModel`.
+        """
+        outputs = self.crossformer(pixel_values, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class CrossFormerBackbone(BackboneMixin, CrossFormerPreTrainedModel):
+    """CrossFormer's feature maps for DETR, Mask R-CNN, UPerNet and other dense heads; no norm is added to them.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from crossformer_hf import CrossFormerBackbone, CrossFormerConfig
+
+    >>> config = CrossFormerConfig(out_features=["stage2", "stage3", "stage4"])
+    >>> backbone = CrossFormerBackbone(config).eval()
+    >>> [tuple(feature_map.shape) for feature_map in backbone(torch.zeros(1, 3, 200, 304)).feature_maps]
+    [(1, 192, 25, 38), (1, 384, 13, 19), (1, 768, 7, 10)]
+
+    ```
+    """
+
+    # The parts of a classifier that a backbone has no use for.
+    _keys_to_ignore_on_load_unexpected = [r"^(crossformer\.)?layernorm\.", r"^classifier\."]
+
+    def __init__(self, config: CrossFormerConfig):
+        super().__init__(config)
+        self.num_features = [config.embed_dim, *config.stage_channels]
+        self.embeddings = CrossFormerEmbeddings(config)
+        self.encoder = CrossFormerEncoder(config)
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        """Encode images of any size.
+
+        Args:
+            pixel_values: Normalised images (batch, num_channels, height, width), each side at least one patch.
+            kwargs: `output_hidden_states`, `output_attentions` and the like.
+
+        Returns:
+            `feature_maps`, one (batch, channels, height, width) for each name in `out_features`; `hidden_states` and
+            `attentions` as in `CrossFormerModel` when asked for.
+        """
+        kwargs["output_hidden_states"] = True
+        outputs = self.encoder(self.embeddings(pixel_values), **kwargs)
+        feature_maps = tuple(
+            feature_map
+            for name, feature_map in zip(self.stage_names, outputs.hidden_states, strict=True)
+            if name in self.out_features
+        )
+        return BackboneOutput(
+            feature_maps=feature_maps, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = [
+    "CrossFormerBackbone",
+    "CrossFormerForImageClassification",
+    "CrossFormerModel",
+    "CrossFormerPreTrainedModel",
+]
