@@ -1,0 +1,1 @@
+"""Port the original authors' checkpoints to Transformers."""

@@ -128,7 +128,17 @@ class CrossFormerConfig(BackboneConfigMixin, PreTrainedConfig):
             for size, depth in zip(self.group_sizes, self.depths, strict=True)
         ]
 
-    def validate_stages(self):
+    def validate_crossformer(self):
+        """Check every rule; later ones rely on earlier ones."""
+        self.check_stages()
+        self.check_positive_sizes()
+        self.check_group_sizes()
+        self.check_kernels()
+        self.check_channels()
+        self.check_grouping()
+        self.check_rates()
+
+    def check_stages(self):
         """Require at least one stage and one entry per stage in every per-stage field."""
         check(self.num_stages >= 1, "depths", self.depths, "a model needs at least one stage")
         for field in ("num_heads", "group_sizes", "intervals", "mlp_ratio"):
@@ -139,7 +149,7 @@ class CrossFormerConfig(BackboneConfigMixin, PreTrainedConfig):
         rule = f"it must have one entry per stage after the first: {self.num_stages - 1}, one less than `depths` has"
         check(len(self.merge_sizes) == self.num_stages - 1, "merge_sizes", self.merge_sizes, rule)
 
-    def validate_positive_sizes(self):
+    def check_positive_sizes(self):
         """Require positive sizes, and a pair where `image_size` is a list."""
         for field in ("num_channels", "embed_dim", "image_size", "depths", "num_heads", "intervals", "mlp_ratio"):
             value = getattr(self, field)
@@ -148,18 +158,15 @@ class CrossFormerConfig(BackboneConfigMixin, PreTrainedConfig):
         if isinstance(self.image_size, list):
             check(len(self.image_size) == 2, "image_size", self.image_size, "it must be an int or (height, width)")
 
-    def validate_group_sizes(self):
+    def check_group_sizes(self):
         """Require a positive group size for every layer."""
-        check(
-            len(self.group_sizes) == self.num_stages, "group_sizes", self.group_sizes, "it needs one entry per stage"
-        )
         for stage, (size, depth) in enumerate(zip(self.group_sizes, self.depths, strict=True)):
             sizes = size if isinstance(size, list) else [size] * depth
             rule = f"entry {stage} must be an int or a list of one int per layer of that stage: {depth}"
             check(len(sizes) == depth, "group_sizes", self.group_sizes, rule)
             check(all(number > 0 for number in sizes), "group_sizes", self.group_sizes, "sizes must be positive")
 
-    def validate_kernels(self):
+    def check_kernels(self):
         """Require kernels that sample patches with the same centres: not under their stride, an even amount over."""
         check(len(self.patch_sizes) > 0, "patch_sizes", self.patch_sizes, "it must have at least one kernel size")
         embeddings = [("patch_sizes", self.patch_sizes, self.patch_sizes[0])]
@@ -172,7 +179,7 @@ class CrossFormerConfig(BackboneConfigMixin, PreTrainedConfig):
             rule = f"every kernel must exceed the stride, {stride}, by an even number, so that patches share centres"
             check(all((kernel - stride) % 2 == 0 for kernel in kernels), field, kernels, rule)
 
-    def validate_channels(self):
+    def check_channels(self):
         """Require channels that the heads, the position bias and the embeddings' kernels can share out."""
         rule = "it must be at least 16, since the position bias is computed in a sixteenth of the channels"
         check(self.embed_dim >= 16, "embed_dim", self.embed_dim, rule)
@@ -186,11 +193,11 @@ class CrossFormerConfig(BackboneConfigMixin, PreTrainedConfig):
             )
             check(channels % parts == 0, "embed_dim", self.embed_dim, rule)
 
-    def validate_grouping(self):
+    def check_grouping(self):
         """Require a known grouping."""
         check(self.grouping in GROUPINGS, "grouping", self.grouping, f"it must be one of {', '.join(GROUPINGS)}")
 
-    def validate_rates(self):
+    def check_rates(self):
         """Require probabilities below 1 and positive numeric constants."""
         for field in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
             value = getattr(self, field)

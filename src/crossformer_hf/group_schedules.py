@@ -63,7 +63,8 @@ def group_schedule(
     ```
     """
     if name == "7_14":
-        return [halve_early_layers(size, depth, stage) for stage, (size, depth) in enumerate(zip(group_sizes, depths))]
+        stages = enumerate(zip(group_sizes, depths, strict=True))
+        return [halve_early_layers(size, depth, stage) for stage, (size, depth) in stages]
     if name not in GROWING:
         raise ValueError(f"`name` is {name!r}, but it must be one of {', '.join(SCHEDULES)}.")
     resolution = image_size // patch_stride

@@ -179,7 +179,7 @@ class CrossFormerCrossScaleEmbedding(nn.Module):
         )
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        """(batch, in_channels, height, width) to (batch, out_channels, ceil(height / stride), ceil(width / stride))."""
+        """(batch, in_channels, height, width) to (batch, out_channels, height / stride, width / stride), rounded up."""
         feature_map = pad_feature_map(feature_map, self.stride)
         return torch.cat([projection(feature_map) for projection in self.projections], dim=1)
 
@@ -276,7 +276,7 @@ class CrossFormerDynamicPositionBias(nn.Module):
 
 
 def relative_position_index(group_size: tuple[int, int], device: torch.device) -> torch.Tensor:
-    """Where in the row-major list of all (row, column) offsets that of each pair of tokens stands: (tokens, tokens)."""
+    """Position of each pair's offset in the row-major list of all (row, column) offsets: (tokens, tokens)."""
     rows, columns = group_size
     row = torch.arange(rows, device=device).repeat_interleave(columns)
     column = torch.arange(columns, device=device).repeat(rows)
@@ -332,7 +332,7 @@ class CrossFormerAttention(nn.Module):
         return self.dropout(self.projection(context)), probabilities
 
     def pad_projected(self, projected: torch.Tensor, multiple: tuple[int, int]) -> torch.Tensor:
-        """Pad queries, keys and values to a multiple of `multiple` (height, width) tokens, so that no one attends there.
+        """Pad queries, keys and values to a multiple of `multiple` (height, width) tokens, keeping attention off them.
 
         The mask is carried by the tokens: heads get a few more features, whose product of query and key is 0 for a
         real key and far below 0 for a padded one. So a mask per pair of tokens is never built, and a group without any
