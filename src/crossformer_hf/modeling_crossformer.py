@@ -120,6 +120,18 @@ def ungroup_tokens(
     return regions.permute(0, 1, 5, 3, 2, 6, 4, 7).reshape(batch, height, width, groups.shape[-1])
 
 
+def crop_tokens(hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The first `height` rows and `width` columns of (batch, padded height, padded width, channels)."""
+    padded_height, padded_width = hidden_states.shape[1:3]
+    if statically_known_true(padded_height == height) and statically_known_true(padded_width == width):
+        return hidden_states
+    # Gathered, not sliced: with dynamic shapes the layout of a slice depends on whether it cuts anything off.
+    rows = torch.arange(height, device=hidden_states.device)
+    columns = torch.arange(width, device=hidden_states.device)
+    index = (rows[:, None] * padded_width + columns).flatten()
+    return hidden_states.flatten(1, 2).index_select(1, index).unflatten(1, (height, width))
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -179,7 +191,7 @@ class CrossFormerCrossScaleEmbedding(nn.Module):
         )
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        """(batch, in_channels, height, width) to (batch, out_channels, height / stride, width / stride), rounded up."""
+        """(batch, in_channels, height, width) to (batch, out_channels, ceil(height / stride), ...)."""
         feature_map = pad_feature_map(feature_map, self.stride)
         return torch.cat([projection(feature_map) for projection in self.projections], dim=1)
 
@@ -328,8 +340,7 @@ class CrossFormerAttention(nn.Module):
         context, probabilities = self.attend(query, key, value, group_size, **kwargs)
         context = context[..., : channels // self.num_heads].flatten(2)
         context = ungroup_tokens(context, group_size, interval, padded_height, padded_width)
-        context = context.narrow(1, 0, height).narrow(2, 0, width)
-        return self.dropout(self.projection(context)), probabilities
+        return self.dropout(self.projection(crop_tokens(context, height, width))), probabilities
 
     def pad_projected(self, projected: torch.Tensor, multiple: tuple[int, int]) -> torch.Tensor:
         """Pad queries, keys and values to a multiple of `multiple` (height, width) tokens, keeping attention off them.
