@@ -1,0 +1,127 @@
+"""A converted folder works with `trust_remote_code=True` where this package cannot be imported."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from golden import image_for
+from PIL import Image
+from stand_in_hub import serve
+
+from crossformer_hf import CrossFormerBackbone, CrossFormerForImageClassification, CrossFormerModel
+
+
+REPO_ID = "someone/crossformer-pp-micro"
+SHAPE = (1, 3, 61, 100)
+PREAMBLE = """
+import sys
+sys.modules["crossformer_hf"] = None  # importing it raises ImportError from here on
+import numpy as np, torch
+from transformers import (AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification,
+                          pipeline)
+source, image_file, output_file = sys.argv[1:]
+pixel_values = torch.from_numpy(np.load(image_file))
+outputs = {}
+def save(name, tensor):
+    outputs[name] = tensor.detach().numpy()
+    np.savez(output_file, **outputs)
+"""
+EACH_CLASS = """
+config = AutoConfig.from_pretrained(source, trust_remote_code=True)
+assert config.model_type == "crossformer" and type(config).__module__.startswith("transformers_modules")
+model = AutoModel.from_pretrained(source, trust_remote_code=True)
+assert type(model).__module__.startswith("transformers_modules")
+save("last_hidden_state", model(pixel_values).last_hidden_state)
+classifier = AutoModelForImageClassification.from_pretrained(source, trust_remote_code=True)
+save("logits", classifier(pixel_values).logits)
+assert "crop_size" in AutoImageProcessor.from_pretrained(source, trust_remote_code=True).to_dict()
+"""
+BACKBONE_FROM_HUB = """
+backbone = AutoBackbone.from_pretrained(source, trust_remote_code=True, out_features=["stage2", "stage4"])
+for index, feature_map in enumerate(backbone(pixel_values).feature_maps):
+    save(f"feature_map_{index}", feature_map)
+"""
+BACKBONE_FROM_FOLDER = """
+config = AutoConfig.from_pretrained(source, trust_remote_code=True, out_features=["stage2", "stage4"])
+backbone = AutoBackbone.from_config(config, trust_remote_code=True)
+assert [m.shape[1] for m in backbone(pixel_values).feature_maps] == backbone.channels
+"""
+PIPELINES = """
+from PIL import Image
+image = Image.fromarray((np.load(image_file)[0].transpose(1, 2, 0) * 40 + 128).clip(0, 255).astype("uint8"))
+classify = pipeline("image-classification", model=source, trust_remote_code=True)
+save("scores", torch.tensor([answer["score"] for answer in classify(image, top_k=10)]))
+extract = pipeline("image-feature-extraction", model=source, trust_remote_code=True, pool=True)
+save("features", torch.tensor(extract(image)))
+"""
+SAVE_AGAIN = """
+import os
+classifier = AutoModelForImageClassification.from_pretrained(source, trust_remote_code=True)
+folder = os.path.join(os.path.dirname(output_file), "saved again")
+classifier.save_pretrained(folder)
+again = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
+save("logits", again(pixel_values).logits)
+"""
+
+
+@pytest.fixture
+def run_without_package(tmp_path):
+    """Function that runs code in a new process without this package; returns what the code saved."""
+    np.save(tmp_path / "image.npy", image_for(SHAPE, seed=3).numpy())
+
+    def run(code: str, source: str, endpoint: str = "http://127.0.0.1:9") -> dict[str, np.ndarray]:
+        kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH" and not key.startswith("HF_")}
+        environment = {**kept, "HF_HOME": str(tmp_path / "hf_home"), "HF_ENDPOINT": endpoint}
+        arguments = [source, str(tmp_path / "image.npy"), str(tmp_path / "outputs.npz")]
+        command = [sys.executable, "-c", PREAMBLE + code, *arguments]
+        process = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert process.returncode == 0, process.stderr[-3000:]
+        outputs = tmp_path / "outputs.npz"
+        return dict(np.load(outputs)) if outputs.exists() else {}
+
+    return run
+
+
+def assert_close(actual: np.ndarray, expected: torch.Tensor):
+    torch.testing.assert_close(torch.from_numpy(actual), expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+def assert_same_as_package(outputs: dict[str, np.ndarray], folder):
+    pixel_values = image_for(SHAPE, seed=3)
+    assert_close(outputs["logits"], CrossFormerForImageClassification.from_pretrained(folder)(pixel_values).logits)
+    model = CrossFormerModel.from_pretrained(folder)
+    assert_close(outputs["last_hidden_state"], model(pixel_values).last_hidden_state)
+
+
+def test_from_a_folder(converted, run_without_package):
+    assert_same_as_package(run_without_package(EACH_CLASS + BACKBONE_FROM_FOLDER, str(converted)), converted)
+
+
+def test_from_a_hub(converted, run_without_package):
+    with serve(converted, REPO_ID) as endpoint:
+        outputs = run_without_package(EACH_CLASS + BACKBONE_FROM_HUB, REPO_ID, endpoint)
+    assert_same_as_package(outputs, converted)
+    backbone = CrossFormerBackbone.from_pretrained(converted, out_features=["stage2", "stage4"])
+    for index, feature_map in enumerate(backbone(image_for(SHAPE, seed=3)).feature_maps):
+        assert_close(outputs[f"feature_map_{index}"], feature_map)
+
+
+def test_pipelines(converted, run_without_package):
+    from transformers import pipeline
+
+    outputs = run_without_package(PIPELINES, str(converted))
+    pixels = (image_for(SHAPE, seed=3)[0].numpy().transpose(1, 2, 0) * 40 + 128).clip(0, 255).astype("uint8")
+    image = Image.fromarray(pixels)
+    answers = pipeline("image-classification", model=str(converted))(image, top_k=10)
+    assert_close(outputs["scores"], torch.tensor([answer["score"] for answer in answers]))
+    features = pipeline("image-feature-extraction", model=str(converted), pool=True)(image)
+    assert_close(outputs["features"], torch.tensor(features))
+
+
+def test_a_model_saved_from_remote_code_loads_again(converted, run_without_package):
+    outputs = run_without_package(SAVE_AGAIN, str(converted))
+    expected = CrossFormerForImageClassification.from_pretrained(converted)(image_for(SHAPE, seed=3)).logits
+    assert_close(outputs["logits"], expected)
