@@ -122,13 +122,10 @@ def ungroup_tokens(
 
 def crop_tokens(hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """The first `height` rows and `width` columns of (batch, padded height, padded width, channels)."""
-    padded_height, padded_width = hidden_states.shape[1:3]
-    if statically_known_true(padded_height == height) and statically_known_true(padded_width == width):
-        return hidden_states
     # Gathered, not sliced: with dynamic shapes the layout of a slice depends on whether it cuts anything off.
     rows = torch.arange(height, device=hidden_states.device)
     columns = torch.arange(width, device=hidden_states.device)
-    index = (rows[:, None] * padded_width + columns).flatten()
+    index = (rows[:, None] * hidden_states.shape[2] + columns).flatten()
     return hidden_states.flatten(1, 2).index_select(1, index).unflatten(1, (height, width))
 
 
@@ -314,7 +311,8 @@ class CrossFormerAttention(nn.Module):
         self.num_heads = num_heads
         self.group_size = group_size
         self.interval = interval
-        self.scaling = config.qk_scale or (channels // num_heads) ** -0.5
+        self.head_dim = channels // num_heads
+        self.scaling = config.qk_scale or self.head_dim**-0.5
         self.attention_dropout = config.attention_probs_dropout_prob
         self.qkv = nn.Linear(channels, 3 * channels, bias=config.qkv_bias)
         self.position_bias = CrossFormerDynamicPositionBias(config, channels, num_heads)
@@ -329,51 +327,52 @@ class CrossFormerAttention(nn.Module):
         Takes and returns (batch, height, width, channels), and the probabilities (batch * num_groups, heads,
         tokens_per_group, tokens_per_group) where the attention implementation gives them, else `None`.
         """
-        height, width, channels = hidden_states.shape[1:]
+        height, width = hidden_states.shape[1:3]
         group_size, interval = resolve_grouping(height, width, self.group_size, self.interval, self.config.grouping)
-        # (batch, height, width, query/key/value, heads, head_dim); only real tokens are projected
-        projected = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1))
-        padded = self.pad_projected(projected, (group_size[0] * interval, group_size[1] * interval))
-        padded_height, padded_width = padded.shape[1:3]
-        groups = group_tokens(padded.flatten(3), group_size, interval)
-        query, key, value = groups.unflatten(-1, padded.shape[3:]).permute(2, 0, 3, 1, 4)
-        context, probabilities = self.attend(query, key, value, group_size, **kwargs)
-        context = context[..., : channels // self.num_heads].flatten(2)
-        context = ungroup_tokens(context, group_size, interval, padded_height, padded_width)
-        return self.dropout(self.projection(crop_tokens(context, height, width))), probabilities
+        bottom = padding_to_multiple(height, group_size[0] * interval)
+        right = padding_to_multiple(width, group_size[1] * interval)
+        if statically_known_true(bottom + right == 0):
+            groups = group_tokens(hidden_states, group_size, interval)
+            context, probabilities = self.attend(self.qkv(groups), group_size, **kwargs)
+            output = ungroup_tokens(self.projection(context), group_size, interval, height, width)
+        else:  # only real tokens are projected
+            padded = self.pad_projected(self.qkv(hidden_states), bottom, right)
+            groups = group_tokens(padded, group_size, interval)
+            context, probabilities = self.attend(groups, group_size, **kwargs)
+            context = ungroup_tokens(context, group_size, interval, height + bottom, width + right)
+            output = self.projection(crop_tokens(context, height, width))
+        return self.dropout(output), probabilities
 
-    def pad_projected(self, projected: torch.Tensor, multiple: tuple[int, int]) -> torch.Tensor:
-        """Pad queries, keys and values to a multiple of `multiple` (height, width) tokens, keeping attention off them.
+    def pad_projected(self, projected: torch.Tensor, bottom: int, right: int) -> torch.Tensor:
+        """Pad queries, keys and values by `bottom` rows and `right` columns that attention keeps off.
 
         The mask is carried by the tokens: heads get a few more features, whose product of query and key is 0 for a
         real key and far below 0 for a padded one. So a mask per pair of tokens is never built, and a group without any
         real token still has a finite softmax.
 
-        Takes and returns (batch, height, width, 3, heads, head_dim), unchanged where nothing has to be padded.
+        Takes (batch, height, width, 3 * channels); returns (batch, padded height, padded width, 3 * wider channels).
         """
+        projected = projected.unflatten(-1, (3, self.num_heads, -1))
         height, width, head_dim = projected.shape[1], projected.shape[2], projected.shape[-1]
-        bottom, right = padding_to_multiple(height, multiple[0]), padding_to_multiple(width, multiple[1])
-        if statically_known_true(bottom + right == 0):
-            return projected
         padded = F.pad(projected, (0, PADDING_FEATURES, 0, 0, 0, 0, 0, right, 0, bottom))
         key_features = F.pad(projected.new_zeros(height, width), (0, right, 0, bottom), value=-PADDED_KEY)
         padded[..., 0, :, head_dim:] = PADDED_KEY / self.scaling / PADDING_FEATURES
         padded[..., 1, :, head_dim:] = key_features[..., None, None]
-        return padded
+        return padded.flatten(3)
 
     def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        group_size: tuple[int, int],
-        **kwargs: Unpack[TransformersKwargs],
+        self, groups: torch.Tensor, group_size: tuple[int, int], **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Apply the chosen attention implementation with the position bias; shapes as in `eager_attention_forward`."""
+        """Apply the chosen attention implementation with the position bias.
+
+        Takes queries, keys and values (groups, tokens, 3 * channels), wider where padded; returns (groups, tokens,
+        channels) and the probabilities (groups, heads, tokens, tokens) or `None`.
+        """
+        query, key, value = groups.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        return attention(
+        context, probabilities = attention(
             self,
             query,
             key,
@@ -383,6 +382,7 @@ class CrossFormerAttention(nn.Module):
             dropout=self.attention_dropout if self.training else 0.0,
             **kwargs,
         )
+        return context[..., : self.head_dim].flatten(2), probabilities
 
 
 class CrossFormerMLP(nn.Module):
