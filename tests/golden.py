@@ -1,7 +1,7 @@
 """Weights and pixels that anyone can rebuild from a seed, and the parity cases made with them.
 
 `data/parity` holds what the original authors' code computes in float64 on such weights and pixels, so that no weights
-need to be kept. Each `NAME.json` describes a case; `NAME.npz` beside it holds the logits whole and other outputs sampled.
+need to be kept. Each `NAME.json` describes a case; `NAME.npz` beside it holds the logits whole, the rest sampled.
 """
 
 import hashlib

@@ -1,0 +1,96 @@
+"""What a converted folder holds, so that Transformers loads it with or without this package."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from transformers.utils import logging
+
+import crossformer_hf
+from conversion.porting import KeyReport
+from crossformer_hf import CrossFormerConfig, CrossFormerForImageClassification, CrossFormerPreTrainedModel
+
+
+CODE_FILES = ("configuration_crossformer.py", "modeling_crossformer.py")
+AUTO_MAP = {
+    "AutoConfig": "configuration_crossformer.CrossFormerConfig",
+    "AutoModel": "modeling_crossformer.CrossFormerModel",
+    "AutoModelForImageClassification": "modeling_crossformer.CrossFormerForImageClassification",
+    "AutoBackbone": "modeling_crossformer.CrossFormerBackbone",
+}
+IMAGENET_MEAN = [0.485, 0.456, 0.406]
+IMAGENET_STD = [0.229, 0.224, 0.225]
+BICUBIC = 3
+
+
+def write_folder(folder: Path, model: CrossFormerPreTrainedModel, report: dict, card: str) -> None:
+    """Write weights, configuration, image processor, code, the report of the keys and the model card."""
+    model.config.auto_map = AUTO_MAP
+    with _without_progress_bar():
+        model.save_pretrained(folder)
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # which safetensors keeps to its owner
+    for name in CODE_FILES:
+        shutil.copyfile(Path(crossformer_hf.__file__).parent / name, folder / name)
+    write_json(folder / "preprocessor_config.json", image_processor(model))
+    write_json(folder / "conversion_report.json", report)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def image_processor(model: CrossFormerPreTrainedModel) -> dict:
+    """The original's evaluation: shortest side to 256 / 224 of the size, bicubic, then the centre.
+
+    A backbone's feature maps belong to the whole image, so there it is neither resized nor cropped.
+    """
+    height, width = image_size(model.config)
+    crop = isinstance(model, CrossFormerForImageClassification)
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": crop,
+        "size": {"shortest_edge": int(256 / 224 * max(height, width))},
+        "resample": BICUBIC,
+        "do_center_crop": crop,
+        "crop_size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": IMAGENET_MEAN,
+        "image_std": IMAGENET_STD,
+    }
+
+
+def image_size(config: CrossFormerConfig) -> tuple[int, int]:
+    """Height and width, in pixels, of the images that the model was trained on."""
+    size = config.image_size
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def key_report(model: CrossFormerPreTrainedModel, source: str, variant: str | None, report: KeyReport) -> dict:
+    """What was converted, to what, and what became of every key."""
+    about = {
+        "checkpoint": source,
+        "variant": variant,
+        "model": type(model).__name__,
+        "grouping": model.config.grouping,
+    }
+    return {**about, **asdict(report)}
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write indented JSON."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """Keep Transformers from drawing a bar for one small file."""
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
