@@ -5,8 +5,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from conversion.checkpoint import CheckpointError
-
 
 FAILED = 1
 MISUSED_OR_INTERRUPTED = 2
@@ -31,8 +29,8 @@ def run_command(parser: CommandParser, action: Callable, argv: Sequence[str] | N
     except SystemExit as leaving:  # argparse, after --help or a mistake
         return int(leaving.code or 0)
     except KeyboardInterrupt:
-        return _fail(parser, "interrupted; nothing was written", MISUSED_OR_INTERRUPTED)
-    except (ConversionError, CheckpointError) as error:
+        return _fail(parser, "interrupted", MISUSED_OR_INTERRUPTED)
+    except ConversionError as error:
         return _fail(parser, str(error), FAILED)
     except OSError as error:
         return _fail(parser, explain(error), FAILED)

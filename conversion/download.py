@@ -4,8 +4,8 @@ import os
 import secrets
 from pathlib import Path
 
-from conversion.checkpoint import read_checkpoint
 from conversion.command import ConversionError, explain
+from conversion.porting import read_weights
 from conversion.variants import Variant
 
 
@@ -18,8 +18,7 @@ def download(variant: Variant) -> Path:
     """Fetch a released checkpoint from Google Drive, unless it was fetched before, and check that it can be read.
 
     Raises:
-        ConversionError: It was not published there, or did not arrive.
-        CheckpointError: What arrived is no checkpoint.
+        ConversionError: It was not published there, did not arrive, or is no checkpoint.
     """
     path = cache_folder() / f"{variant.name}.pth"
     if path.is_file():
@@ -30,7 +29,7 @@ def download(variant: Variant) -> Path:
     partial = path.with_suffix(f".{secrets.token_hex(4)}.partial")
     try:
         _fetch(variant, partial)
-        read_checkpoint(partial)
+        read_weights(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
-from conversion.checkpoint import nonfinite_keys
+from conversion.checkpoint import CheckpointError, nonfinite_keys, read_checkpoint
 from conversion.command import ConversionError, explain
 from conversion.key_mapping import map_keys
 from conversion.variants import VARIANTS, variant_config
@@ -72,6 +73,18 @@ class KeyReport:
             f"{len(self.mapped)} keys mapped, {len(self.dropped)} dropped on purpose, "
             f"{len(self.missing)} missing, {len(self.unexpected)} unexpected"
         )
+
+
+def read_weights(path: Path) -> Weights:
+    """Read and sort the weights in a checkpoint file, of which nothing is executed.
+
+    Raises:
+        ConversionError: The file is refused.
+    """
+    try:
+        return sort_weights(read_checkpoint(path).state_dict)
+    except CheckpointError as error:
+        raise ConversionError(str(error)) from error
 
 
 def sort_weights(state_dict: Mapping[str, torch.Tensor]) -> Weights:

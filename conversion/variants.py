@@ -7,9 +7,11 @@ measured again. Several addresses serve Baidu only, and two checkpoints share on
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from crossformer_hf import CrossFormerConfig, preset_config
+
+if TYPE_CHECKING:
+    from crossformer_hf import CrossFormerConfig
 
 
 TOP_1 = "% top-1, ImageNet-1k at 224"
@@ -127,7 +129,7 @@ _RELEASED = (
 VARIANTS: Mapping[str, Variant] = MappingProxyType({variant.name: variant for variant in _RELEASED})
 
 
-def variant_config(variant: Variant) -> CrossFormerConfig:
+def variant_config(variant: Variant) -> "CrossFormerConfig":
     """Configuration of a released checkpoint: its architecture, and the grouping that it was trained with.
 
     Example:
@@ -139,6 +141,8 @@ def variant_config(variant: Variant) -> CrossFormerConfig:
 
     ```
     """
+    from crossformer_hf import preset_config  # takes seconds, which the table above does not need
+
     return preset_config(variant.preset, grouping=variant.grouping, **variant.overrides)
 
 

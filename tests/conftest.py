@@ -9,6 +9,10 @@ from golden import DATA, config_for, read_case
 from conversion.convert_crossformer import main
 
 
+# Run as part of a checkout of the original code, never by itself.
+collect_ignore = ["stand_in_original.py"]
+
+
 def convert(name: str, output: Path, *options: str) -> Path:
     """Convert one of the original's checkpoint files with the converter's command."""
     config = config_for({**read_case(name), "code": "main/classification"})

@@ -521,13 +521,13 @@ def test_a_full_disk_spares_what_stood_there(convert, output, capsys, request):
     assert contents(output) == before
 
 
-@pytest.mark.parametrize("step", ["read_checkpoint", "port", "write_folder"])
+@pytest.mark.parametrize("step", ["read_weights", "port", "write_folder"])
 def test_ctrl_c(refusal, monkeypatch, step):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"conversion.convert_crossformer.{step}", interrupt)
-    assert refusal(status=2) == "interrupted; nothing was written"
+    monkeypatch.setattr(f"conversion.converting.{step}", interrupt)
+    assert refusal(status=2) == "interrupted"
 
 
 def test_ctrl_c_while_the_last_file_is_written_spares_what_stood_there(convert, output, monkeypatch, capsys):
@@ -543,7 +543,7 @@ def test_ctrl_c_while_the_last_file_is_written_spares_what_stood_there(convert, 
 
     monkeypatch.setattr(Path, "write_text", interrupt)
     assert convert(MICRO_PP, "--overwrite") == 2
-    assert one_line(capsys) == "interrupted; nothing was written"
+    assert one_line(capsys) == "interrupted"
     assert contents(output) == before
     assert sorted(os.listdir(output.parent)) == ["config.json", "model"]
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from golden import DATA
 
-from conversion.checkpoint import CheckpointError, read_checkpoint
+from conversion.checkpoint import read_checkpoint
 from conversion.command import ConversionError
 from conversion.convert_crossformer import main
 from conversion.download import download
@@ -65,7 +65,7 @@ def test_it_does_not_arrive(tmp_path, deliver, content):
 def test_a_web_page_arrives(tmp_path, deliver):
     (tmp_path / "page").write_text("<!DOCTYPE html><html>Quota exceeded</html>")
     deliver(tmp_path / "page")
-    with pytest.raises(CheckpointError, match="looks like a web page"):
+    with pytest.raises(ConversionError, match="looks like a web page"):
         download(VARIANTS["crossformer-s"])
     assert cached(tmp_path) == []
 

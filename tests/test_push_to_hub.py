@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from safetensors.torch import load_file, save_file
 
-from conversion import push_to_hub
+from conversion import uploading
 from conversion.push_to_hub import main
 
 
@@ -30,8 +30,8 @@ def hub(monkeypatch):
         def upload_folder(self, **options):
             asked.calls.append(("upload_folder", options.pop("repo_id"), options))
 
-    monkeypatch.setattr(push_to_hub, "HfApi", StandInApi)
-    monkeypatch.setattr(push_to_hub, "get_token", lambda: "a token")
+    monkeypatch.setattr(uploading, "HfApi", StandInApi)
+    monkeypatch.setattr(uploading, "get_token", lambda: "a token")
     return asked
 
 
@@ -79,14 +79,14 @@ def test_the_hub_refuses(hub, folder, capsys, monkeypatch):
     class Refused(Exception):
         """As `HfHubHTTPError`, which takes a response of the network library that the Hub's version uses."""
 
-    monkeypatch.setattr(push_to_hub, "HfHubHTTPError", Refused)
+    monkeypatch.setattr(uploading, "HfHubHTTPError", Refused)
     hub.failure = Refused("403 Forbidden")
     assert main([str(folder), "a"]) == 1
     assert "the Hub refused: 403 Forbidden; may your token write there?" in capsys.readouterr().err
 
 
 def test_without_a_token(hub, folder, capsys, monkeypatch):
-    monkeypatch.setattr(push_to_hub, "get_token", lambda: None)
+    monkeypatch.setattr(uploading, "get_token", lambda: None)
     assert main([str(folder), "a"]) == 1
     assert "run `hf auth login`" in capsys.readouterr().err
     assert not hub.calls

@@ -12,7 +12,7 @@ from PIL import Image
 
 from conversion import convert_crossformer
 from conversion.verify_crossformer import main
-from crossformer_hf import CrossFormerForImageClassification
+from crossformer_hf import CrossFormerConfig, CrossFormerForImageClassification
 
 
 STAND_IN = Path(__file__).with_name("stand_in_original.py").read_text()
@@ -70,7 +70,7 @@ def converted(tmp_path):
 
     def convert(head: bool = True, **changes) -> list[str]:
         settings = {**ARCHITECTURE, **changes}
-        model = CrossFormerForImageClassification(convert_crossformer.CrossFormerConfig(**settings, num_labels=5))
+        model = CrossFormerForImageClassification(CrossFormerConfig(**settings, num_labels=5))
         shapes = {original_name(name): parameter.shape for name, parameter in model.named_parameters()}
         weights = {key: tensor_for(key, shape) for key, shape in shapes.items() if head or not key.startswith("head.")}
         checkpoint, config, folder = (str(tmp_path / name) for name in ("model.pth", "config.json", "model"))
