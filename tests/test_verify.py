@@ -95,7 +95,7 @@ def test_classifier(checkout, converted, capsys):
     assert printed.startswith("models/crossformer.py of branch main, 32 x 32 pixels, float32\n")
     assert list(differences(printed)) == ["embeddings", "stage1", "logits"]
     assert max(differences(printed).values()) < 1e-5
-    assert "\nall within 0.0001" in printed
+    assert "\nall within 1e-05" in printed
 
 
 def test_backbone_in_double_precision(checkout, converted, capsys):
@@ -136,7 +136,7 @@ def test_a_difference_is_found_where_it_starts(checkout, converted, capsys, old,
     assert main(arguments) == 1
     printed = capsys.readouterr()
     found = differences(printed.out)
-    assert next(name for name, difference in found.items() if not difference <= 1e-4) == first
+    assert next(name for name, difference in found.items() if not difference <= 1e-5) == first
     assert "NOT all within" in printed.out and not printed.err
 
 
