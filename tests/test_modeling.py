@@ -237,6 +237,14 @@ def test_device_map_auto_and_dtype(tmp_path):
     assert run(loaded, torch.randn(1, 3, 32, 32, device=loaded.device)).isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+def test_quantised_linear_layers():
+    model, image = tiny_model(CrossFormerForImageClassification), torch.randn(2, 3, 61, 129)
+    quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear}, dtype=torch.qint8)
+    logits = model(image).logits
+    assert (quantised(image).logits - logits).abs().max() < 0.1 * logits.abs().max()
+
+
 @pytest.mark.parametrize("size", [(64, 64), (61, 129)])
 def test_compile_without_graph_breaks(size):
     model, image = tiny_model(), torch.randn(2, 3, *size)

@@ -8,6 +8,7 @@ from crossformer_hf.modeling_crossformer import CrossFormerDynamicPositionBias, 
 
 
 SIZES = [(1, 1), (2, 3), (7, 7), (5, 2)]
+FLOAT64 = torch.empty(0, dtype=torch.float64)
 
 
 def position_bias(channels: int = 64, num_heads: int = 4) -> CrossFormerDynamicPositionBias:
@@ -37,7 +38,7 @@ def test_index_is_that_of_the_offset(size):
 @pytest.mark.parametrize("size", SIZES)
 def test_every_pair_gets_the_bias_of_its_offset(size):
     module = position_bias()
-    bias = module(size)
+    bias = module(size, like=FLOAT64)
     tokens = [(row, column) for row in range(size[0]) for column in range(size[1])]
     assert bias.shape == (4, len(tokens), len(tokens))
     for query, (query_row, query_column) in enumerate(tokens):
@@ -48,8 +49,8 @@ def test_every_pair_gets_the_bias_of_its_offset(size):
 
 def test_a_smaller_group_has_part_of_a_larger_ones_biases():
     module = position_bias()
-    large = module((4, 5)).view(4, 4, 5, 4, 5)
-    torch.testing.assert_close(module((2, 3)), large[:, :2, :3, :2, :3].reshape(4, 6, 6))
+    large = module((4, 5), like=FLOAT64).view(4, 4, 5, 4, 5)
+    torch.testing.assert_close(module((2, 3), like=FLOAT64), large[:, :2, :3, :2, :3].reshape(4, 6, 6))
 
 
 def test_width_is_a_sixteenth_of_the_channels():

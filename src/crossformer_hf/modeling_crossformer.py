@@ -272,16 +272,18 @@ class CrossFormerDynamicPositionBias(nn.Module):
             CrossFormerPositionBiasLayer(config, width, features) for features in (width, width, num_heads)
         )
 
-    def forward(self, group_size: tuple[int, int]) -> torch.Tensor:
-        """Bias of each pair of tokens of a group of `group_size` (height, width): (heads, tokens, tokens)."""
-        weight = self.projection.weight
+    def forward(self, group_size: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
+        """Bias of each pair of tokens of a group of `group_size` (height, width): (heads, tokens, tokens).
+
+        It is computed with the dtype and on the device of `like`; those of the weights differ if they are quantised.
+        """
         rows, columns = group_size
-        row_offsets = torch.arange(1 - rows, rows, device=weight.device)
-        column_offsets = torch.arange(1 - columns, columns, device=weight.device)
-        bias = self.projection(torch.cartesian_prod(row_offsets, column_offsets).to(weight.dtype))
+        row_offsets = torch.arange(1 - rows, rows, device=like.device)
+        column_offsets = torch.arange(1 - columns, columns, device=like.device)
+        bias = self.projection(torch.cartesian_prod(row_offsets, column_offsets).to(like.dtype))
         for layer in self.layers:
             bias = layer(bias)
-        return bias.t()[:, relative_position_index(group_size, weight.device)]
+        return bias.t()[:, relative_position_index(group_size, like.device)].to(like.dtype)
 
 
 def relative_position_index(group_size: tuple[int, int], device: torch.device) -> torch.Tensor:
@@ -377,7 +379,7 @@ class CrossFormerAttention(nn.Module):
             query,
             key,
             value,
-            attention_mask=self.position_bias(group_size).to(query.dtype)[None],
+            attention_mask=self.position_bias(group_size, like=query)[None],
             scaling=self.scaling,
             dropout=self.attention_dropout if self.training else 0.0,
             **kwargs,
