@@ -36,7 +36,7 @@ def check_fields(path: Path, fields: dict) -> None:
     known = {*CrossFormerConfig().to_dict(), "auto_map", "num_labels", "out_features", "out_indices"}
     if fields.get("model_type", "crossformer") != "crossformer":
         raise ConversionError(f"{path} is of a model of type {fields['model_type']!r}; give a CrossFormerConfig")
-    for name in fields.keys() - known:
+    for name in sorted(fields.keys() - known):
         close = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean `{close[0]}`?" if close else "remove it"
         raise ConversionError(f"{path} has the field `{name}`, which no CrossFormerConfig has; {hint}")
