@@ -63,6 +63,17 @@ def test_a_saved_configuration_is_equal(tmp_path):
     assert saved["out_features"] == ["stage1"]
 
 
+def test_editing_a_saved_configuration_changes_what_follows_from_it(tmp_path):
+    CrossFormerConfig().save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    saved |= {"depths": [1, 1], "num_heads": [4, 8], "merge_sizes": [[2, 4]], "embed_dim": 128}
+    saved |= {"group_sizes": [7, 7], "intervals": [8, 4], "out_features": ["stage2"], "out_indices": [2]}
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    config = CrossFormerConfig.from_pretrained(tmp_path)
+    assert (config.num_stages, config.hidden_size) == (2, 256)
+    assert config.stage_names == ["stem", "stage1", "stage2"]
+
+
 @pytest.mark.parametrize(
     ("field", "value", "rule"),
     [

@@ -17,12 +17,9 @@ from PIL import Image
 
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"^( *)```(\w+)\n(.*?)^ *```$", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"^ *```(\w+)\n(.*?)^ *```$", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
 COMMANDS = [
-    shlex.split(line, comments=True)
-    for _, language, block in BLOCKS
-    if language == "bash"
-    for line in block.splitlines()
+    shlex.split(line, comments=True) for language, block in BLOCKS if language == "bash" for line in block.splitlines()
 ]
 
 
@@ -71,7 +68,7 @@ def folder(tmp_path_factory):
 
 
 def test_all_blocks_are_known():
-    assert {language for _, language, _ in BLOCKS} == {"bash", "python"}
+    assert {language for language, _ in BLOCKS} == {"bash", "python"}
     assert len(COMMANDS) == 4
 
 
@@ -85,7 +82,7 @@ def test_python_blocks(folder):
     if not (folder / "crossformer-s").exists():
         test_commands(folder)
     namespace = {}
-    for _, language, block in BLOCKS:
+    for language, block in BLOCKS:
         if language == "python":
             exec(compile(block, "README.md", "exec"), namespace)
     sizes = [tuple(feature_map.shape[-2:]) for feature_map in namespace["feature_maps"]]

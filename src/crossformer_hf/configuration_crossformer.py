@@ -104,6 +104,9 @@ class CrossFormerConfig(BackboneConfigMixin, PreTrainedConfig):
         self.mlp_ratio = to_lists(self.mlp_ratio)
         self.num_stages = len(self.depths)
         self.hidden_size = self.embed_dim * 2 ** max(self.num_stages - 1, 0)
+        # A saved configuration holds these too; what follows from the fields goes before what was saved.
+        for name in ("num_stages", "hidden_size", "stage_names"):
+            kwargs.pop(name, None)
         self.stage_names = ["stem"] + [f"stage{index + 1}" for index in range(self.num_stages)]
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)

@@ -174,7 +174,7 @@ class CrossFormerCrossScaleEmbedding(nn.Module):
     """Cross-scale embedding layer (CEL): one token from patches of several sizes with the same centre.
 
     Convolutions of different kernel sizes and one stride, concatenated; the larger a kernel, the fewer its channels
-    (section 3.1 of arXiv 2108.00154). The smallest kernel equals the stride unless told otherwise.
+    (section 3.1 of arXiv 2108.00154).
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_sizes: list[int], stride: int):
@@ -188,7 +188,7 @@ class CrossFormerCrossScaleEmbedding(nn.Module):
         )
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        """(batch, in_channels, height, width) to (batch, out_channels, ceil(height / stride), ...)."""
+        """(batch, in_channels, height, width) to out_channels, with the sides divided by the stride, rounded up."""
         feature_map = pad_feature_map(feature_map, self.stride)
         return torch.cat([projection(feature_map) for projection in self.projections], dim=1)
 
@@ -209,7 +209,7 @@ class CrossFormerEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(batch, num_channels, height, width) in pixels to (batch, embed_dim, height / 4, width / 4), rounded up."""
+        """(batch, num_channels, height, width) in pixels to the stem (batch, embed_dim, height, width) in tokens."""
         self.check_image(pixel_values)
         pixel_values = pixel_values.to(self.patch_embeddings.projections[0].weight.dtype)
         hidden_states = self.patch_embeddings(pixel_values).permute(0, 2, 3, 1)
@@ -698,7 +698,6 @@ class CrossFormerBackbone(BackboneMixin, CrossFormerPreTrainedModel):
             `feature_maps`, one (batch, channels, height, width) for each name in `out_features`; `hidden_states` and
             `attentions` as in `CrossFormerModel` when asked for.
         """
-        kwargs["output_hidden_states"] = True
         outputs = self.encoder(self.embeddings(pixel_values), **kwargs)
         feature_maps = tuple(
             feature_map
