@@ -1,12 +1,19 @@
 """CrossFormer and CrossFormer++ for Hugging Face Transformers; importing it registers the Auto classes."""
 
-from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+)
 
 from .configuration_crossformer import CrossFormerConfig
 from .group_schedules import group_schedule
 from .modeling_crossformer import (
     CrossFormerBackbone,
     CrossFormerForImageClassification,
+    CrossFormerForSemanticSegmentation,
     CrossFormerModel,
     CrossFormerPreTrainedModel,
 )
@@ -17,6 +24,7 @@ from .version import __version__
 AutoConfig.register(CrossFormerConfig.model_type, CrossFormerConfig, exist_ok=True)
 AutoModel.register(CrossFormerConfig, CrossFormerModel, exist_ok=True)
 AutoModelForImageClassification.register(CrossFormerConfig, CrossFormerForImageClassification, exist_ok=True)
+AutoModelForSemanticSegmentation.register(CrossFormerConfig, CrossFormerForSemanticSegmentation, exist_ok=True)
 AutoBackbone.register(CrossFormerConfig, CrossFormerBackbone, exist_ok=True)
 
 __all__ = [
@@ -25,6 +33,7 @@ __all__ = [
     "CrossFormerBackbone",
     "CrossFormerConfig",
     "CrossFormerForImageClassification",
+    "CrossFormerForSemanticSegmentation",
     "CrossFormerModel",
     "CrossFormerPreTrainedModel",
     "group_schedule",

@@ -7,6 +7,23 @@ from transformers.backbone_utils import BackboneConfigMixin
 
 GROUPINGS = ("fixed_group", "fixed_interval", "adaptive_interval")
 MERGE_STRIDE = 2
+POSITIVE_FIELDS = (
+    "num_channels",
+    "embed_dim",
+    "image_size",
+    "depths",
+    "num_heads",
+    "intervals",
+    "mlp_ratio",
+    "fpn_hidden_size",
+    "decoder_hidden_size",
+)
+PROBABILITIES = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "drop_path_rate",
+    "classifier_dropout_prob",
+)
 
 
 def to_lists(value):
@@ -55,6 +72,10 @@ class CrossFormerConfig(BackboneConfigMixin, PreTrainedConfig):
         drop_path_rate: Stochastic depth rate of the last layer; it grows linearly from 0 at the first.
         initializer_range: Standard deviation of the initial weights of linear layers.
         layer_norm_eps: Epsilon of every layer norm.
+        fpn_hidden_size: Channels of the feature pyramid of a segmentor.
+        decoder_hidden_size: Channels of the Semantic FPN head.
+        classifier_dropout_prob: Dropout, of whole channels, before the classifier of the Semantic FPN head.
+        semantic_loss_ignore_index: Label of pixels that the loss of semantic segmentation leaves out.
         out_features: Names out of `stage_names` that a backbone returns; the last stage unless given.
         out_indices: The same as positions in `stage_names`.
 
@@ -94,6 +115,10 @@ class CrossFormerConfig(BackboneConfigMixin, PreTrainedConfig):
     drop_path_rate: float | int = 0.1
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-5
+    fpn_hidden_size: int = 256
+    decoder_hidden_size: int = 128
+    classifier_dropout_prob: float | int = 0.1
+    semantic_loss_ignore_index: int = 255
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -154,7 +179,7 @@ class CrossFormerConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def check_positive_sizes(self):
         """Require positive sizes, and a pair where `image_size` is a list."""
-        for field in ("num_channels", "embed_dim", "image_size", "depths", "num_heads", "intervals", "mlp_ratio"):
+        for field in POSITIVE_FIELDS:
             value = getattr(self, field)
             values = value if isinstance(value, list) else [value]
             check(all(number > 0 for number in values), field, value, "it must be positive")
@@ -202,7 +227,7 @@ class CrossFormerConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def check_rates(self):
         """Require probabilities below 1 and positive numeric constants."""
-        for field in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
+        for field in PROBABILITIES:
             value = getattr(self, field)
             check(0 <= value < 1, field, value, "it must be at least 0 and less than 1")
         check(self.layer_norm_eps > 0, "layer_norm_eps", self.layer_norm_eps, "it must be positive")

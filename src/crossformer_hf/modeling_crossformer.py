@@ -25,6 +25,7 @@ from transformers.modeling_outputs import (
     BaseModelOutput,
     BaseModelOutputWithPooling,
     ImageClassifierOutput,
+    SemanticSegmenterOutput,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
@@ -511,6 +512,8 @@ class CrossFormerPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    # The losses are means: without this, the Trainer takes `**kwargs` for a sum over accumulated batches.
+    accepts_loss_kwargs = False
     _can_record_outputs = {
         "hidden_states": OutputRecorder(CrossFormerStage, capture_initial_hidden_state=True),
         "attentions": OutputRecorder(CrossFormerAttention, index=1),
@@ -525,8 +528,9 @@ class CrossFormerPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            bound = module.weight[0].numel() ** -0.5
-            init.uniform_(module.bias, -bound, bound)
+            if module.bias is not None:
+                bound = module.weight[0].numel() ** -0.5
+                init.uniform_(module.bias, -bound, bound)
         else:
             super()._init_weights(module)
 
@@ -675,8 +679,13 @@ class CrossFormerBackbone(BackboneMixin, CrossFormerPreTrainedModel):
     ```
     """
 
-    # The parts of a classifier that a backbone has no use for.
-    _keys_to_ignore_on_load_unexpected = [r"^(crossformer\.)?layernorm\.", r"^classifier\."]
+    # The parts of a classifier or segmentor that a backbone has no use for.
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(crossformer\.)?layernorm\.",
+        r"^classifier\.",
+        r"^neck\.",
+        r"^decode_head\.",
+    ]
 
     def __init__(self, config: CrossFormerConfig):
         super().__init__(config)
@@ -709,9 +718,160 @@ class CrossFormerBackbone(BackboneMixin, CrossFormerPreTrainedModel):
         )
 
 
+def upsample_to(feature_map: torch.Tensor, size: torch.Size, mode: str) -> torch.Tensor:
+    """Double (batch, channels, height, width) and cut it to `size`: (height, width), at most one less than the double.
+
+    A map is the next finer one's half, rounded up, so tokens stay where they are in the image; stretching the map to
+    an odd size would move them.
+    """
+    height, width = size
+    return F.interpolate(feature_map, scale_factor=2, mode=mode)[..., :height, :width]
+
+
+class CrossFormerFeaturePyramid(nn.Module):
+    """Feature pyramid network (FPN, arXiv 1612.03144), as mmsegmentation and mmdetection compute it."""
+
+    def __init__(self, in_channels: list[int], out_channels: int):
+        super().__init__()
+        self.lateral_convolutions = nn.ModuleList(nn.Conv2d(channels, out_channels, 1) for channels in in_channels)
+        self.output_convolutions = nn.ModuleList(
+            nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1) for _ in in_channels
+        )
+
+    def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        """Maps (batch, in_channels[i], height, width), fine to coarse, to as many with `out_channels`."""
+        pyramid = [
+            convolution(feature_map)
+            for convolution, feature_map in zip(self.lateral_convolutions, feature_maps, strict=True)
+        ]
+        for level in reversed(range(len(pyramid) - 1)):
+            pyramid[level] = pyramid[level] + upsample_to(pyramid[level + 1], pyramid[level].shape[-2:], "nearest")
+        return [convolution(level) for convolution, level in zip(self.output_convolutions, pyramid, strict=True)]
+
+
+class CrossFormerConvolutionLayer(nn.Module):
+    """3 x 3 convolution, batch norm and ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.convolution = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.batch_norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        """(batch, in_channels, height, width) to out_channels."""
+        return F.relu(self.batch_norm(self.convolution(feature_map)))
+
+
+class CrossFormerSemanticHead(nn.Module):
+    """Head of Semantic FPN: every level brought to the finest one's size, added and classified (arXiv 1901.02446).
+
+    Level `i` is doubled `i` times, with a convolution before each; mmsegmentation's `FPNHead`.
+    """
+
+    def __init__(self, config: CrossFormerConfig):
+        super().__init__()
+        self.levels = nn.ModuleList(
+            nn.ModuleList(
+                CrossFormerConvolutionLayer(channels, config.decoder_hidden_size)
+                for channels in [config.fpn_hidden_size] + [config.decoder_hidden_size] * (max(level, 1) - 1)
+            )
+            for level in range(config.num_stages)
+        )
+        self.dropout = nn.Dropout2d(config.classifier_dropout_prob)
+        self.classifier = nn.Conv2d(config.decoder_hidden_size, config.num_labels, kernel_size=1)
+
+    def forward(self, pyramid: list[torch.Tensor]) -> torch.Tensor:
+        """Levels (batch, fpn_hidden_size, height, width), fine to coarse, to the finest one's logits (num_labels)."""
+        sizes = [feature_map.shape[-2:] for feature_map in pyramid]
+        merged = self.levels[0][0](pyramid[0])
+        for level in range(1, len(pyramid)):
+            feature_map = pyramid[level]
+            for layer, size in zip(self.levels[level], reversed(sizes[:level]), strict=True):
+                feature_map = upsample_to(layer(feature_map), size, "bilinear")
+            merged = merged + feature_map
+        return self.classifier(self.dropout(merged))
+
+
+class CrossFormerForSemanticSegmentation(CrossFormerPreTrainedModel):
+    """CrossFormer with a Semantic FPN head, the one of the authors' `fpn_crossformer_*` checkpoints.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from crossformer_hf import CrossFormerConfig, CrossFormerForSemanticSegmentation
+
+    >>> model = CrossFormerForSemanticSegmentation(CrossFormerConfig(num_labels=150)).eval()
+    >>> model(torch.zeros(1, 3, 200, 304)).logits.shape
+    torch.Size([1, 150, 50, 76])
+
+    ```
+    """
+
+    def __init__(self, config: CrossFormerConfig):
+        super().__init__(config)
+        self.crossformer = CrossFormerBackbone(config)
+        self.neck = CrossFormerFeaturePyramid(config.stage_channels, config.fpn_hidden_size)
+        self.decode_head = CrossFormerSemanticHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SemanticSegmenterOutput:
+        """Classify every pixel of images of any size.
+
+        Args:
+            pixel_values: Normalised images (batch, num_channels, height, width), each side at least one patch.
+            labels: Class of each pixel (batch, height, width); `config.semantic_loss_ignore_index` where there is none.
+            kwargs: `output_hidden_states`, `output_attentions` and the like.
+
+        Returns:
+            `logits` (batch, num_labels, height, width) of the first stage's map: a quarter of the image, rounded up;
+            `loss` when there are labels: the cross entropy of the logits, interpolated to the image, averaged over
+            the pixels that have a class; `hidden_states` and `attentions` as in `CrossFormerModel`.
+
+        Raises:
+            ValueError: The images are as in `CrossFormerModel`, or the labels are not of their size.
+        """
+        if labels is not None:
+            self.check_labels(pixel_values, labels)
+        outputs = self.crossformer(pixel_values, **kwargs)
+        logits = self.decode_head(self.neck(outputs.hidden_states[1:]))
+        return SemanticSegmenterOutput(
+            loss=None if labels is None else self.segmentation_loss(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def segmentation_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Cross entropy of (batch, num_labels, height, width) logits, interpolated to the size of the labels."""
+        logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+        return F.cross_entropy(logits, labels, ignore_index=self.config.semantic_loss_ignore_index)
+
+    def check_labels(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> None:
+        """Raise a `ValueError` unless there are classes to tell apart and one label for each pixel."""
+        expected = (pixel_values.shape[0], *pixel_values.shape[-2:])
+        if tuple(labels.shape) != expected:
+            raise ValueError(
+                f"`labels` has the shape {tuple(labels.shape)}, but must be (batch, height, width) of the images: "
+                f"{expected}; resize the masks as their images, without interpolation."
+            )
+        if self.config.num_labels < 2:
+            raise ValueError(
+                f"`num_labels` is {self.config.num_labels}, but a segmentor needs at least 2 classes to learn; give "
+                "the background a class of its own."
+            )
+
+
 __all__ = [
     "CrossFormerBackbone",
     "CrossFormerForImageClassification",
+    "CrossFormerForSemanticSegmentation",
     "CrossFormerModel",
     "CrossFormerPreTrainedModel",
 ]
