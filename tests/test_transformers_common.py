@@ -17,7 +17,13 @@ from transformers.models.auto import modeling_auto
 from transformers.testing_utils import torch_device
 from transformers.utils import ModelOutput
 
-from crossformer_hf import CrossFormerBackbone, CrossFormerConfig, CrossFormerForImageClassification, CrossFormerModel
+from crossformer_hf import (
+    CrossFormerBackbone,
+    CrossFormerConfig,
+    CrossFormerForImageClassification,
+    CrossFormerForSemanticSegmentation,
+    CrossFormerModel,
+)
 
 
 try:
@@ -40,6 +46,8 @@ TINY_CROSSFORMER = {
     "intervals": [4, 2, 1],
     "mlp_ratio": 2.0,
     "drop_path_rate": 0.1,
+    "fpn_hidden_size": 16,
+    "decoder_hidden_size": 8,
     "out_features": ["stage1", "stage2"],
 }
 # 14 x 14 and 7 x 7 tokens. A cooling layer follows the third of the first stage's four layers.
@@ -55,6 +63,8 @@ TINY_CROSSFORMER_PLUS_PLUS = {
     "use_cooling_layer": True,
     "mlp_ratio": 2.0,
     "drop_path_rate": 0.1,
+    "fpn_hidden_size": 16,
+    "decoder_hidden_size": 8,
     "out_features": ["stage1", "stage2"],
 }
 
@@ -65,6 +75,7 @@ def listed_by_transformers() -> Iterator[None]:
     listed = [
         (modeling_auto.MODEL_MAPPING_NAMES, CrossFormerModel),
         (modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, CrossFormerForImageClassification),
+        (modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES, CrossFormerForSemanticSegmentation),
         (modeling_auto.MODEL_FOR_BACKBONE_MAPPING_NAMES, CrossFormerBackbone),
     ]
     with pytest.MonkeyPatch.context() as patch:
@@ -131,10 +142,16 @@ class CrossFormerModelTest(modeling_common.ModelTesterMixin, pipeline_mixin.Pipe
     """The common tests of models, pipelines and configurations."""
 
     settings = TINY_CROSSFORMER
-    all_model_classes = (CrossFormerModel, CrossFormerBackbone, CrossFormerForImageClassification)
+    all_model_classes = (
+        CrossFormerModel,
+        CrossFormerBackbone,
+        CrossFormerForImageClassification,
+        CrossFormerForSemanticSegmentation,
+    )
     pipeline_model_mapping = {
         "image-feature-extraction": CrossFormerModel,
         "image-classification": CrossFormerForImageClassification,
+        "image-segmentation": CrossFormerForSemanticSegmentation,
     }
     test_resize_embeddings = False
     # Asks for the test that models older than 2023 are let off, whatever year the source file's header names.
@@ -193,6 +210,18 @@ class CrossFormerModelTest(modeling_common.ModelTesterMixin, pipeline_mixin.Pipe
                 CrossFormerForImageClassification, labels=labels, num_labels=num_labels, num_channels=num_channels
             )
             self.assertEqual(outputs.logits.shape, (self.model_tester.batch_size, num_labels))
+            self.assertEqual(outputs.loss.shape, ())
+
+    def test_semantic_segmentation(self):
+        """The segmentor returns a logit per label for each token of the first stage, for colour and for grey images."""
+        tester, num_labels = self.model_tester, self.model_tester.num_labels
+        labels = modeling_common.ids_tensor([tester.batch_size, tester.image_size, tester.image_size], num_labels)
+        for num_channels in (3, 1):
+            outputs = self._run(
+                CrossFormerForSemanticSegmentation, labels=labels, num_labels=num_labels, num_channels=num_channels
+            )
+            batch_size, _, height, width = tester.expected_feature_maps()[0]
+            self.assertEqual(outputs.logits.shape, (batch_size, num_labels, height, width))
             self.assertEqual(outputs.loss.shape, ())
 
     def test_model_get_set_embeddings(self):
