@@ -18,6 +18,7 @@ from .modeling_crossformer import (
     CrossFormerPreTrainedModel,
 )
 from .presets import PRESETS, preset_config
+from .pretrained_backbone import from_pretrained_backbone
 from .version import __version__
 
 
@@ -36,6 +37,7 @@ __all__ = [
     "CrossFormerForSemanticSegmentation",
     "CrossFormerModel",
     "CrossFormerPreTrainedModel",
+    "from_pretrained_backbone",
     "group_schedule",
     "preset_config",
 ]
