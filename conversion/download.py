@@ -23,6 +23,8 @@ def download(variant: Variant) -> Path:
     path = cache_folder() / f"{variant.name}.pth"
     if path.is_file():
         return path
+    if not variant.is_released:
+        raise ConversionError(f"the weights of {variant.name} were not released; give your own file as CHECKPOINT")
     if variant.google_drive is None:
         raise ConversionError(f"{variant.name} was published on Baidu only, which takes a browser; {by_hand(variant)}")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,12 @@
-"""From the original's parameter names to ours, as an anchored rename table and one pure function that applies it."""
+"""From the original's parameter names to ours, as anchored rename tables and one pure function that applies them."""
 
+import operator
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+
+Rules = Sequence[tuple[str, str]]
 
 # Each rule must match a whole key. `layers.{i}.downsample` ends a stage in the original and starts the next one here.
 RENAMES = [
@@ -42,6 +45,26 @@ RENAMES = [
     (r"norm\.(weight|bias)", r"layernorm.\1"),
     (r"head\.(weight|bias)", r"classifier.\1"),
 ]
+# The parts beside the backbone, under the names of mmsegmentation. In a scale head every second module is a doubling.
+NORM = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
+HEAD_RENAMES = [
+    (r"neck\.lateral_convs\.(\d+)\.conv\.(weight|bias)", r"neck.lateral_convolutions.\1.\2"),
+    (r"neck\.fpn_convs\.(\d+)\.conv\.(weight|bias)", r"neck.output_convolutions.\1.\2"),
+    (
+        r"decode_head\.scale_heads\.(\d+)\.(\d*[02468])\.conv\.(weight)",
+        r"decode_head.levels.\1.{\2/2}.convolution.\3",
+    ),
+    (rf"decode_head\.scale_heads\.(\d+)\.(\d*[02468])\.bn\.{NORM}", r"decode_head.levels.\1.{\2/2}.batch_norm.\3"),
+    (r"(decode_head|auxiliary_head)\.conv_seg\.(weight|bias)", r"\1.classifier.\2"),
+    (r"decode_head\.psp_modules\.(\d+)\.1\.conv\.(weight)", r"decode_head.psp_modules.\1.1.conv.\2"),
+    (rf"decode_head\.psp_modules\.(\d+)\.1\.bn\.{NORM}", r"decode_head.psp_modules.\1.1.batch_norm.\2"),
+    (r"decode_head\.(bottleneck|fpn_bottleneck)\.conv\.(weight)", r"decode_head.\1.conv.\2"),
+    (rf"decode_head\.(bottleneck|fpn_bottleneck)\.bn\.{NORM}", r"decode_head.\1.batch_norm.\2"),
+    (r"decode_head\.(lateral_convs|fpn_convs)\.(\d+)\.conv\.(weight)", r"decode_head.\1.\2.conv.\3"),
+    (rf"decode_head\.(lateral_convs|fpn_convs)\.(\d+)\.bn\.{NORM}", r"decode_head.\1.\2.batch_norm.\3"),
+    (r"auxiliary_head\.convs\.(\d+)\.conv\.(weight)", r"auxiliary_head.convs.\1.conv.\2"),
+    (rf"auxiliary_head\.convs\.(\d+)\.bn\.{NORM}", r"auxiliary_head.convs.\1.batch_norm.\2"),
+]
 # Buffers of the 2021 code, which computes them anew; later code does not save them.
 DROPPED = [r"layers\.\d+\.blocks\.\d+\.attn\.(biases|relative_position_index)", r"layers\.\d+\.blocks\.\d+\.attn_mask"]
 
@@ -55,24 +78,27 @@ class KeyMap:
     unexpected: list[str] = field(default_factory=list)
 
 
-def shift_index(match: re.Match) -> str:
+INDEX_ARITHMETIC = {"+": operator.add, "-": operator.sub, "/": operator.floordiv}
+
+
+def new_index(match: re.Match) -> str:
     """`{2+1}` to `3`."""
-    return str(int(match[1]) + int(match[2]))
+    return str(INDEX_ARITHMETIC[match[2]](int(match[1]), int(match[3])))
 
 
-def rename(key: str) -> str | None:
+def rename(key: str, renames: Rules = RENAMES) -> str | None:
     """Our name of an original parameter, without a model prefix; `None` for a key that no rule matches."""
-    for pattern, replacement in RENAMES:
+    for pattern, replacement in renames:
         if match := re.fullmatch(pattern, key):
-            return re.sub(r"\{(\d+)([+-]\d+)\}", shift_index, match.expand(replacement))
+            return re.sub(r"\{(\d+)([-+/])(\d+)\}", new_index, match.expand(replacement))
     return None
 
 
-def map_keys(keys: Iterable[str]) -> KeyMap:
+def map_keys(keys: Iterable[str], renames: Rules = RENAMES) -> KeyMap:
     """Sort the keys of an original checkpoint into mapped ones, those dropped on purpose and unexpected ones."""
     key_map = KeyMap()
     for key in keys:
-        if name := rename(key):
+        if name := rename(key, renames):
             key_map.mapped[key] = name
         elif any(re.fullmatch(pattern, key) for pattern in DROPPED):
             key_map.dropped.append(key)

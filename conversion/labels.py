@@ -1,4 +1,4 @@
-"""The names of the classes: ImageNet's, or those in a file."""
+"""The names of the classes: ImageNet's, ADE20K's, or those in a file."""
 
 import json
 from collections import Counter
@@ -8,18 +8,25 @@ from conversion.command import ConversionError
 
 
 IMAGENET_CLASSES = 1000
+ADE20K_CLASSES = 150
+# In the order of mmsegmentation's outputs; in the data set's masks each is one more, and 0 is no class.
+ADE20K_NAMES = Path(__file__).parent / "ade20k_classes.txt"
 
 
-def class_names(num_labels: int, labels: Path | None = None) -> list[str]:
-    """Names of a head's classes, in order: from the file `labels`, ImageNet's for 1000, else `LABEL_0` and so on.
+def class_names(num_labels: int, task: str, labels: Path | None = None) -> list[str]:
+    """Names of a head's classes, in order: from the file `labels`, those of the data set, else `LABEL_0` and so on.
+
+    A classifier with 1000 classes is taken for one of ImageNet's, a segmentor with 150 for one of ADE20K's.
 
     Raises:
         ConversionError: The file cannot be read, or does not name each class.
     """
     if labels is not None:
         return distinct(read_labels(labels, num_labels))
-    if num_labels == IMAGENET_CLASSES:
+    if task == "image-classification" and num_labels == IMAGENET_CLASSES:
         return distinct(imagenet_names())
+    if task == "image-segmentation" and num_labels == ADE20K_CLASSES:
+        return read_labels(ADE20K_NAMES, num_labels)
     return default_names(num_labels)
 
 

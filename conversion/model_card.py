@@ -1,8 +1,12 @@
 """The README.md of a converted folder, which the Hub shows as its model card."""
 
-from conversion.variants import Variant
-from crossformer_hf import CrossFormerForImageClassification, CrossFormerPreTrainedModel
+from transformers import PreTrainedModel
 
+from conversion.targets import BACKBONE, CLASSIFIER, Target, crossformer_config
+from conversion.variants import Variant
+
+
+DATA_SETS = {"image-classification": "imagenet-1k", "image-segmentation": "scene_parse_150"}
 
 PAPERS = """CrossFormer ([arXiv 2108.00154](https://arxiv.org/abs/2108.00154)) and CrossFormer++
 ([arXiv 2303.06908](https://arxiv.org/abs/2303.06908)) are vision transformers with cross-scale attention, by Wenxiao
@@ -27,37 +31,61 @@ It needs `pip install crossformer-hf`; without it, `AutoBackbone.from_pretrained
 `trust_remote_code=True`."""
 
 
-def model_card(model: CrossFormerPreTrainedModel, variant: Variant | None) -> str:
+SEGMENT = """```python
+{register}from transformers import pipeline
+
+segmenter = pipeline("image-segmentation", "PATH_OR_REPOSITORY"{trust})
+for segment in segmenter("image.jpg"):
+    print(segment["label"], segment["mask"].size)
+```"""
+
+REGISTER = "import crossformer_hf  # registers CrossFormer; pip install crossformer-hf\n"
+TRUST = ", trust_remote_code=True"
+
+
+def model_card(model: PreTrainedModel, target: Target, variant: Variant | None) -> str:
     """Say what the folder holds, where it comes from and how to use it."""
-    is_classifier = isinstance(model, CrossFormerForImageClassification)
     title = variant.name if variant else "CrossFormer"
     sections = [
-        _front_matter(is_classifier, variant),
+        _front_matter(target, variant),
         f"# {title}, converted for Transformers",
         PAPERS,
-        _origin(variant, is_classifier),
-        f"The attention groups follow `{model.config.grouping}`, as they did in training.",
-        CLASSIFY if is_classifier else FEATURE_MAPS,
+        _origin(variant, target),
+        f"The attention groups follow `{crossformer_config(model.config).grouping}`, as they did in training.",
+        _usage(target),
         "`conversion_report.json` says what became of every weight of the original file.",
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(is_classifier: bool, variant: Variant | None) -> str:
+def _usage(target: Target) -> str:
+    if target is BACKBONE:
+        return FEATURE_MAPS
+    if target is CLASSIFIER:
+        return CLASSIFY
+    if target.brings_code:
+        return SEGMENT.format(register="", trust=TRUST)
+    return SEGMENT.format(register=REGISTER, trust="")
+
+
+def _front_matter(target: Target, variant: Variant | None) -> str:
     lines = ["library_name: transformers"]
-    lines += ["license: mit"] if variant else []
-    lines += ["pipeline_tag: image-classification" if is_classifier else "pipeline_tag: image-feature-extraction"]
-    lines += ["datasets:", "- imagenet-1k"] if variant and is_classifier else []
+    lines += ["license: mit"] if variant and variant.is_released else []
+    lines += [f"pipeline_tag: {target.task}"]
+    lines += ["datasets:", f"- {DATA_SETS[target.task]}"] if variant and target.task in DATA_SETS else []
     lines += ["tags:", "- crossformer", "- vision"]
     return "\n".join(["---", *lines, "---"])
 
 
-def _origin(variant: Variant | None, is_classifier: bool) -> str:
+def _origin(variant: Variant | None, target: Target) -> str:
     if variant is None:
         return "The weights were converted from a checkpoint of the original code."
-    part = "a checkpoint" if is_classifier else "the backbone of a checkpoint"
+    part = "the backbone of a checkpoint" if target is BACKBONE else "a checkpoint"
+    given = f"The weights were converted from {part} that was given as `{variant.name}`."
+    if not variant.is_released:
+        return f"{given} The authors published its configuration, but no weights and no result."
     return (
-        f"The weights were converted from {part} that was given as `{variant.name}`. The authors released that one at "
-        f"{variant.address}, under the MIT licence of [their code](https://github.com/cheerss/CrossFormer). Its "
-        f"published result is {variant.result} ({variant.metric}), which was not measured again here."
+        f"{given} The authors released that one at {variant.address}, under the MIT licence of [their code]"
+        f"(https://github.com/cheerss/CrossFormer). Its published result is {variant.result} ({variant.metric}), "
+        "which was not measured again here."
     )

@@ -58,8 +58,9 @@ class Original:
         self.file = CLASSIFIER if weights.has_head else dense_file
         check_computable(config, self.branch, kind, size)
         module = import_file(checkout / self.file)
+        num_labels = weights.num_labels if weights.has_head else 0
         with redirect_stdout(StringIO()), _quiet():  # it prints its group sizes
-            model = model_class(module, config)(**arguments(config, self.branch, kind, weights.num_labels, size))
+            model = model_class(module, config)(**arguments(config, self.branch, kind, num_labels, size))
         self.model = load_strictly(model, weights).to(dtype).eval()
         for name, module in self.model.named_modules():
             if name.endswith("pos_proj"):  # its input is always made in float32

@@ -5,17 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from conversion.checkpoint import CheckpointError, nonfinite_keys, read_checkpoint
 from conversion.command import ConversionError, explain
-from conversion.key_mapping import map_keys
+from conversion.key_mapping import HEAD_RENAMES, map_keys
+from conversion.targets import BACKBONE, CLASSIFIER, TARGETS, Target
 from conversion.variants import VARIANTS, variant_config
-from crossformer_hf import (
-    CrossFormerBackbone,
-    CrossFormerConfig,
-    CrossFormerForImageClassification,
-    CrossFormerPreTrainedModel,
-)
 
 
 BACKBONE_PREFIX = "backbone."
@@ -33,24 +29,35 @@ class Weights:
 
     Attributes:
         tensors: Those of the CrossFormer, under the original's names, without the `backbone.` of mmdetection.
-        outside: Names of the others: those of a detector's or segmentor's neck and heads.
+        outside: The others, under the original's names: a detector's or segmentor's neck and heads.
         prefix: What was taken off the names in `tensors`.
     """
 
     tensors: dict[str, torch.Tensor]
-    outside: list[str] = field(default_factory=list)
+    outside: Mapping[str, torch.Tensor] = field(default_factory=dict)
     prefix: str = ""
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        """One of them."""
+        return self.tensors[key] if key in self.tensors else self.outside[key]
 
     @property
     def has_head(self) -> bool:
-        """Whether they classify."""
+        """Whether they are those of a classifier."""
         return any(key.startswith("head.") for key in self.tensors)
 
     @property
     def num_labels(self) -> int:
-        """Classes of the head; 0 if there is none."""
+        """Classes of a classifier or segmentor; 0 if there are none."""
+        if not self.has_head:
+            return self.classifier_shape("decode_head")[0]
         rows = (tensor.shape[0] for key, tensor in self.tensors.items() if key.startswith("head.") and tensor.ndim > 0)
         return next(rows, 0)
+
+    def classifier_shape(self, part: str) -> tuple[int, int]:
+        """Classes and input channels of a segmentor's head; 0 and 0 if there is no such head."""
+        weight = self.outside.get(f"{part}.conv_seg.weight")
+        return tuple(weight.shape[:2]) if weight is not None and weight.ndim == 4 else (0, 0)
 
     @property
     def parts(self) -> frozenset[str]:
@@ -96,50 +103,59 @@ def sort_weights(state_dict: Mapping[str, torch.Tensor]) -> Weights:
     }
     if not backbone:
         return Weights(dict(state_dict))
-    return Weights(backbone, [key for key in state_dict if not key.startswith(BACKBONE_PREFIX)], BACKBONE_PREFIX)
+    outside = {key: tensor for key, tensor in state_dict.items() if not key.startswith(BACKBONE_PREFIX)}
+    return Weights(backbone, outside, BACKBONE_PREFIX)
 
 
-def empty_model(config: CrossFormerConfig, has_head: bool) -> CrossFormerPreTrainedModel:
-    """A model whose weights have shapes, but take no memory yet: a classifier, or else a backbone.
+def natural_target(weights: Weights) -> Target:
+    """What the weights are of: a backbone if they have parts that no target has."""
+    if weights.has_head:
+        return CLASSIFIER
+    return next((target for target in TARGETS if target.parts and target.fits(weights.parts)), BACKBONE)
+
+
+def empty_model(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """A model whose weights have shapes, but take no memory yet.
 
     Raises:
         ConversionError: No model has that configuration.
     """
     try:
         with torch.device("meta"):
-            return CrossFormerForImageClassification(config) if has_head else CrossFormerBackbone(config)
+            return model_class(config)
     except ValueError as error:
         raise ConversionError(explain(error)) from error
 
 
-def our_names(weights: Weights) -> tuple[dict[str, str], KeyReport]:
-    """Names of the weights in our model by their original names, and a report of the keys so far."""
-    key_map = map_keys(weights.tensors)
-    final_norm = [] if weights.has_head else [key for key in key_map.mapped if key.startswith("norm.")]
-    report = KeyReport(unexpected=key_map.unexpected)
-    report.dropped.update(dict.fromkeys(key_map.dropped, RECOMPUTED))
-    report.dropped.update(dict.fromkeys(final_norm, FINAL_NORM))
-    report.dropped.update(dict.fromkeys(weights.outside, OUTSIDE))
-    model_prefix = "crossformer." if weights.has_head else ""
+def our_names(weights: Weights, target: Target) -> tuple[dict[str, str], KeyReport]:
+    """Names of the weights in the target by their original names, and a report of the keys so far."""
+    backbone = map_keys(weights.tensors)
+    heads = map_keys(weights.outside if target.parts else (), HEAD_RENAMES)
+    report = KeyReport(unexpected=backbone.unexpected + heads.unexpected)
+    report.dropped.update(dict.fromkeys(backbone.dropped, RECOMPUTED))
     names = {
-        key: name if name.startswith("classifier.") else model_prefix + name
-        for key, name in key_map.mapped.items()
-        if key not in final_norm
+        key: name if name.startswith("classifier.") else target.prefix + name for key, name in backbone.mapped.items()
     }
-    return names, report
+    if not target.has_final_norm:
+        final_norm = [key for key in names if key.startswith("norm.")]
+        report.dropped.update(dict.fromkeys(final_norm, FINAL_NORM))
+        names = {key: name for key, name in names.items() if key not in final_norm}
+    if not target.parts:
+        report.dropped.update(dict.fromkeys(weights.outside, OUTSIDE))
+    return {**names, **heads.mapped}, report
 
 
 def port(
-    weights: Weights, config: CrossFormerConfig, allow_nonfinite: bool = False
-) -> tuple[CrossFormerPreTrainedModel, KeyReport]:
-    """Build the model that `config` describes, with exactly these weights in float32.
+    weights: Weights, target: Target, config: PreTrainedConfig, allow_nonfinite: bool = False
+) -> tuple[PreTrainedModel, KeyReport]:
+    """Build the target that `config` describes, with exactly these weights in float32.
 
     Raises:
         ConversionError: A weight is missing, unexpected, of another shape, infinite or no number.
     """
-    model = empty_model(config, weights.has_head)
-    expected = {name: parameter.shape for name, parameter in model.state_dict().items()}
-    names, report = our_names(weights)
+    model = empty_model(target.model_class, config)
+    expected = model.state_dict()
+    names, report = our_names(weights, target)
     missing = dict.fromkeys(expected)
     for key, name in names.items():
         if name in missing:
@@ -148,9 +164,9 @@ def port(
         else:
             report.unexpected.append(key)
     report.missing.extend(missing)
-    _check_architecture(report, weights, expected)
+    _check_architecture(report, weights, target, expected)
     # A copy each: the file may be mapped into memory, and may hold one tensor under two names.
-    state_dict = {name: weights.tensors[key].to(torch.float32, copy=True) for key, name in report.mapped.items()}
+    state_dict = {name: weights[key].to(expected[name].dtype, copy=True) for key, name in report.mapped.items()}
     if not allow_nonfinite:
         _check_finite(state_dict, report)
     model.load_state_dict(state_dict, strict=True, assign=True)
@@ -164,41 +180,46 @@ def listed(keys: list[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def fitting_variants(weights: Weights) -> list[str]:
-    """Names of the released checkpoints whose weights have exactly these names and shapes."""
-    shapes = {name: weights.tensors[key].shape for key, name in our_names(weights)[0].items()}
+def fitting_variants(weights: Weights, target: Target) -> list[str]:
+    """Names of the variants for which the target has exactly these names and shapes."""
+    shapes = {name: weights[key].shape for key, name in our_names(weights, target)[0].items()}
     candidates = [variant for variant in VARIANTS.values() if variant.is_classifier or not weights.has_head]
     if weights.parts:
-        candidates = [variant for variant in candidates if variant.parts == weights.parts]
+        parts = target.parts or weights.parts
+        candidates = [variant for variant in candidates if variant.parts == parts]
     presets = {variant.preset: variant for variant in candidates}
-    fitting = {preset for preset, variant in presets.items() if _shapes_of(variant, weights) == shapes}
+    fitting = {preset for preset, variant in presets.items() if _shapes_of(variant, weights, target) == shapes}
     return [variant.name for variant in candidates if variant.preset in fitting]
 
 
-def _shapes_of(variant, weights: Weights) -> dict[str, torch.Size]:
-    config = variant_config(variant)
-    if weights.has_head:
+def _shapes_of(variant, weights: Weights, target: Target) -> dict[str, torch.Size]:
+    config = target.configure(variant_config(variant), weights)
+    if target.has_classes and weights.num_labels:
         config.num_labels = weights.num_labels
-    return {name: parameter.shape for name, parameter in empty_model(config, weights.has_head).state_dict().items()}
+    return {name: tensor.shape for name, tensor in empty_model(target.model_class, config).state_dict().items()}
 
 
-def _advice(weights: Weights) -> str:
-    fitting = fitting_variants(weights)
+def _advice(weights: Weights, target: Target) -> str:
+    fitting = fitting_variants(weights, target)
     if fitting:
         return f"it fits --variant {' or '.join(fitting)}"
     return "it fits no released variant, so give its architecture with --config"
 
 
-def _check_architecture(report: KeyReport, weights: Weights, expected: Mapping[str, torch.Size]) -> None:
+def _check_architecture(
+    report: KeyReport, weights: Weights, target: Target, expected: Mapping[str, torch.Tensor]
+) -> None:
     reshaped = [
-        f"{key} {tuple(weights.tensors[key].shape)} instead of {tuple(expected[name])}"
+        f"{key} {tuple(weights[key].shape)} instead of {tuple(expected[name].shape)}"
         for key, name in report.mapped.items()
-        if weights.tensors[key].shape != expected[name]
+        if weights[key].shape != expected[name].shape
     ]
     kinds = {"missing": report.missing, "unexpected": report.unexpected, "of another shape": reshaped}
     found = [f"{len(keys)} {kind} ({listed(keys)})" for kind, keys in kinds.items() if keys]
     if found:
-        raise ConversionError(f"the weights do not fit this architecture: {', '.join(found)}; {_advice(weights)}")
+        raise ConversionError(
+            f"the weights do not fit this architecture: {', '.join(found)}; {_advice(weights, target)}"
+        )
 
 
 def _check_finite(state_dict: Mapping[str, torch.Tensor], report: KeyReport) -> None:

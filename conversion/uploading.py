@@ -1,19 +1,21 @@
 """Uploading a converted folder, once it is known to be whole."""
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, PreTrainedConfig
 
 from conversion.command import ConversionError, explain
 from conversion.hub_folder import CODE_FILES
 from conversion.porting import empty_model, listed
-from crossformer_hf import CrossFormerConfig
+from conversion.targets import BACKBONE, TARGETS, Target
 
 
-NEEDED = ("config.json", "model.safetensors", "preprocessor_config.json", *CODE_FILES)
+NEEDED = ("config.json", "model.safetensors", "preprocessor_config.json")
 
 
 def push(args: argparse.Namespace) -> None:
@@ -57,24 +59,45 @@ def check_folder(folder: Path) -> None:
     Raises:
         ConversionError: Something is missing or does not fit.
     """
-    absent = [name for name in NEEDED if not (folder / name).is_file()]
-    if absent:
-        raise ConversionError(f"{folder} lacks {', '.join(absent)}; give the --output of convert_crossformer.py")
-    expected = expected_shapes(folder)
+    require_files(folder, NEEDED)
+    config, target = read_target(folder)
+    if target.brings_code:
+        require_files(folder, CODE_FILES)
+    expected = {
+        name: tuple(tensor.shape) for name, tensor in empty_model(target.model_class, config).state_dict().items()
+    }
     found = stored_shapes(folder / "model.safetensors")
     wrong = [name for name in expected | found if expected.get(name) != found.get(name)]
     if wrong:
         raise ConversionError(f"{folder}: weights and config.json do not fit: {listed(wrong)}; convert it again")
 
 
-def expected_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the weights that the configuration calls for."""
+def require_files(folder: Path, names: Iterable[str]) -> None:
+    """Require these files.
+
+    Raises:
+        ConversionError: One is missing.
+    """
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent:
+        raise ConversionError(f"{folder} lacks {', '.join(absent)}; give the --output of convert_crossformer.py")
+
+
+def read_target(folder: Path) -> tuple[PreTrainedConfig, Target]:
+    """The configuration in a folder, and which target it is of.
+
+    Raises:
+        ConversionError: It is none, or of a model that is not converted here.
+    """
     try:
-        config = CrossFormerConfig.from_pretrained(folder)
-        model = empty_model(config, "CrossFormerForImageClassification" in (config.architectures or []))
+        config = AutoConfig.from_pretrained(folder)
     except Exception as error:  # Transformers has many; each says which field breaks which rule
         raise ConversionError(f"{folder / 'config.json'} is no configuration: {explain(error)}") from error
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    architecture = (config.architectures or [BACKBONE.model_class.__name__])[0]
+    targets = [target for target in TARGETS if target.model_class.__name__ == architecture]
+    if not targets:
+        raise ConversionError(f"{folder} holds a {architecture}; give the --output of convert_crossformer.py")
+    return config, targets[0]
 
 
 def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""The checkpoints that the original authors released, as data.
+"""The checkpoints that the original authors released, and those that their configurations train, as data.
 
 Addresses and results are those of the tables in the README files of github.com/cheerss/CrossFormer; nothing here was
 measured again. Several addresses serve Baidu only, and two checkpoints share one.
@@ -26,23 +26,27 @@ MASK_RCNN = frozenset({"neck", "rpn_head", "roi_head"})
 SEMANTIC_FPN = frozenset({"neck", "decode_head"})
 UPERNET = frozenset({"decode_head", "auxiliary_head"})
 
+# Segmentors were trained on crops of this size, in pixels.
+CROP = MappingProxyType({"image_size": 512})
 # The 2021 configurations of Semantic FPN S and L, but not B, have larger groups than every other.
-LARGE_GROUPS = MappingProxyType({"group_sizes": [14, 14, 7, 7], "intervals": [16, 8, 2, 1]})
+LARGE_GROUPS = MappingProxyType({**CROP, "group_sizes": [14, 14, 7, 7], "intervals": [16, 8, 2, 1]})
+# The configurations of CrossFormer++ segmentors give its stages the groups of the first CrossFormer.
+PLUS_PLUS_CROP = MappingProxyType({**CROP, "group_sizes": [7, 7, 7, 7], "intervals": [8, 4, 2, 1]})
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A released checkpoint.
+    """A released checkpoint, or one that a configuration of the original trains.
 
     Attributes:
         name: What `--variant` takes.
         preset: Its architecture, a name in `crossformer_hf.PRESETS`.
-        task: What the whole checkpoint is for; only classifiers are ported whole.
-        result: The published result.
-        metric: What `result` counts, and on which data.
+        task: What the whole checkpoint is for.
+        result: The published result, if there is one.
+        metric: What a result counts, and on which data.
         grouping: The one it was trained with; with any other, its results are wrong at most image sizes.
         google_drive: Its file id there, if it was published there.
-        baidu: Its address there.
+        baidu: Its address there, if it was released.
         baidu_key: The word that Baidu asks for.
         overrides: Fields of the configuration in which it differs from the preset.
         parts: The parts of the checkpoint beside the backbone; empty for a classifier.
@@ -51,12 +55,12 @@ class Variant:
     name: str
     preset: str
     task: str
-    result: str
+    result: str | None
     metric: str
     grouping: str
-    google_drive: str | None
-    baidu: str
-    baidu_key: str
+    google_drive: str | None = None
+    baidu: str | None = None
+    baidu_key: str | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     parts: frozenset[str] = frozenset()
 
@@ -66,8 +70,15 @@ class Variant:
         return not self.parts
 
     @property
+    def is_released(self) -> bool:
+        """Whether the authors published its weights."""
+        return self.baidu is not None
+
+    @property
     def address(self) -> str:
         """Where a browser finds it: on Google Drive if it is there, else on Baidu."""
+        if not self.is_released:
+            return "not released"
         if self.google_drive:
             return f"https://drive.google.com/file/d/{self.google_drive}/view"
         return f"{self.baidu} (key {self.baidu_key})"
@@ -80,30 +91,47 @@ def _classifier(preset: str, top_1: str, drive: str | None, baidu: str, key: str
 
 
 def _dense(
-    head: str, size: str, task: str, result: str, metric: str, parts: frozenset, drive: str, baidu: str, key: str
+    head: str,
+    size: str,
+    task: str,
+    result: str,
+    metric: str,
+    parts: frozenset,
+    overrides: Mapping,
+    drive: str,
+    baidu: str,
+    key: str,
 ) -> Variant:
-    """A detector or segmentor, all of which come from the 2021 code."""
+    """A released detector or segmentor, all of which come from the 2021 code."""
     preset = f"crossformer-{size}"
-    overrides = LARGE_GROUPS if head == "fpn" and size in ("s", "l") else MappingProxyType({})
     address = f"https://pan.baidu.com/s/{baidu}"
     name = f"{head}-{preset}"
     return Variant(name, preset, task, result, metric, "fixed_interval", drive, address, key, overrides, parts)
 
 
 def _retinanet(size: str, result: str, *address: str) -> Variant:
-    return _dense("retinanet", size, "object-detection", result, BOX_AP, RETINANET, *address)
+    return _dense("retinanet", size, "object-detection", result, BOX_AP, RETINANET, {}, *address)
 
 
 def _mask_rcnn(size: str, result: str, *address: str) -> Variant:
-    return _dense("mask-rcnn", size, "instance-segmentation", result, BOX_AND_MASK_AP, MASK_RCNN, *address)
+    return _dense("mask-rcnn", size, "instance-segmentation", result, BOX_AND_MASK_AP, MASK_RCNN, {}, *address)
 
 
 def _semantic_fpn(size: str, result: str, *address: str) -> Variant:
-    return _dense("fpn", size, "semantic-segmentation", result, MIOU_80K, SEMANTIC_FPN, *address)
+    overrides = CROP if size == "b" else LARGE_GROUPS
+    return _dense("fpn", size, "semantic-segmentation", result, MIOU_80K, SEMANTIC_FPN, overrides, *address)
 
 
 def _upernet(size: str, result: str, *address: str) -> Variant:
-    return _dense("upernet", size, "semantic-segmentation", result, MIOU_160K, UPERNET, *address)
+    return _dense("upernet", size, "semantic-segmentation", result, MIOU_160K, UPERNET, CROP, *address)
+
+
+def _plus_plus_segmentor(head: str, size: str, metric: str, parts: frozenset) -> Variant:
+    """A segmentor with CrossFormer++ as the `main` branch trains it, whose weights were not released."""
+    preset = f"crossformer-pp-{size}"
+    name = f"{head}-{preset}"
+    task = "semantic-segmentation"
+    return Variant(name, preset, task, None, metric, "fixed_group", overrides=PLUS_PLUS_CROP, parts=parts)
 
 
 _RELEASED = (
@@ -126,7 +154,12 @@ _RELEASED = (
     _upernet("b", "49.7", "1B8VTNeidrzlfsOkQUKgmX4m_UfCIm58i", "1311pBQluwJGiVdWY1WE16Q", "j061"),
     _upernet("l", "50.4", "1I9ph5MeCwlTF2PNCkIYMFXYsdywp9nU1", "1Yu8QB42hcbKNGQ46Wx_NaQ", "17ks"),
 )
-VARIANTS: Mapping[str, Variant] = MappingProxyType({variant.name: variant for variant in _RELEASED})
+_TRAINABLE = tuple(
+    _plus_plus_segmentor(head, size, metric, parts)
+    for head, metric, parts in (("fpn", MIOU_80K, SEMANTIC_FPN), ("upernet", MIOU_160K, UPERNET))
+    for size in ("s", "b")
+)
+VARIANTS: Mapping[str, Variant] = MappingProxyType({variant.name: variant for variant in _RELEASED + _TRAINABLE})
 
 
 def variant_config(variant: Variant) -> "CrossFormerConfig":
@@ -147,9 +180,9 @@ def variant_config(variant: Variant) -> "CrossFormerConfig":
 
 
 def variant_table() -> str:
-    """The released checkpoints, one a line under a heading, in columns."""
+    """Every variant, one a line under a heading, in columns."""
     rows = [("variant", "task", "published result", "grouping", "address")]
-    rows += [(v.name, v.task, f"{v.result} {v.metric}", v.grouping, v.address) for v in VARIANTS.values()]
+    rows += [(v.name, v.task, f"{v.result or 'no'} {v.metric}", v.grouping, v.address) for v in VARIANTS.values()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from transformers import AutoConfig, UperNetConfig, UperNetForSemanticSegmentation
 from transformers.utils import logging
 
 from conversion.command import ConversionError, explain
@@ -25,11 +26,13 @@ def verify(args: argparse.Namespace) -> int:
     original = Original(args.original, model.config, weights, size, dtype)
     differences = compare(converted_outputs(model, pixel_values), original.outputs(pixel_values))
     print(f"{original.file} of branch {original.branch}, {size[0]} x {size[1]} pixels, {args.dtype}")
+    if weights.parts:
+        print(f"the backbone alone: {', '.join(sorted(weights.parts))} are other libraries' code, which is not run")
     return report(differences, args.tolerance)
 
 
 def load_converted(folder: Path, has_head: bool) -> CrossFormerPreTrainedModel:
-    """Load the converted model, as the class that it was converted to.
+    """Load what is compared of the converted model: a classifier, or the backbone.
 
     Raises:
         ConversionError: There is none.
@@ -38,7 +41,11 @@ def load_converted(folder: Path, has_head: bool) -> CrossFormerPreTrainedModel:
         raise ConversionError(f"{folder} holds no converted model; give the --output of convert_crossformer.py")
     logging.disable_progress_bar()
     try:
-        return (CrossFormerForImageClassification if has_head else CrossFormerBackbone).from_pretrained(folder).eval()
+        if has_head:
+            return CrossFormerForImageClassification.from_pretrained(folder).eval()
+        if AutoConfig.from_pretrained(folder).model_type == UperNetConfig.model_type:
+            return UperNetForSemanticSegmentation.from_pretrained(folder).backbone.eval()
+        return CrossFormerBackbone.from_pretrained(folder).eval()
     except Exception as error:  # whatever is wrong with the folder, converting anew is the way out
         raise ConversionError(f"{folder} cannot be loaded: {explain(error)}; convert the checkpoint again") from error
 

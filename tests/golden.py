@@ -38,18 +38,21 @@ GROUPINGS = {"2021/dense": "fixed_interval", "2021/classification": "adaptive_in
 
 
 def tensor_for(key: str, shape: Iterable[int], seed: int = 0, division: type = np.float32) -> torch.Tensor:
-    """Float32 tensor that depends on `seed`, `key` and `shape` alone.
+    """Float32 tensor that depends on `seed`, `key` and `shape` alone; for the counter of a batch norm, an int64 of 0.
 
-    Norm weights lie around 1, biases around 0; matrices and kernels have variance 1 / fan_in. Inference cases were
-    made with NumPy 1, which divides in float32, training cases with NumPy 2, whose `division` is in float64.
+    Norm weights and running variances lie around 1, biases and running means around 0; matrices and kernels have
+    variance 1 / fan_in. Inference cases were made with NumPy 1, which divides in float32, training cases with NumPy 2,
+    whose `division` is in float64.
     """
     shape = tuple(shape)
+    if key.endswith("num_batches_tracked"):
+        return torch.zeros(shape, dtype=torch.int64)
     stream = int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:4], "little")
     noise = np.asarray(np.random.RandomState(stream).standard_normal(shape), dtype=np.float32)
     if len(shape) > 1:
         return torch.from_numpy((noise / division(math.sqrt(math.prod(shape[1:])))).astype(np.float32))
     tenth = np.float32(0.1) * noise
-    return torch.from_numpy(1 + tenth if key.endswith("weight") else tenth)
+    return torch.from_numpy(1 + tenth if key.endswith(("weight", "running_var")) else tenth)
 
 
 def image_for(shape: Iterable[int], seed: int = 0) -> torch.Tensor:

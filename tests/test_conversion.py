@@ -185,6 +185,7 @@ def test_folder(convert, output):
         "AutoConfig": "configuration_crossformer.CrossFormerConfig",
         "AutoModel": "modeling_crossformer.CrossFormerModel",
         "AutoModelForImageClassification": "modeling_crossformer.CrossFormerForImageClassification",
+        "AutoModelForSemanticSegmentation": "modeling_crossformer.CrossFormerForSemanticSegmentation",
         "AutoBackbone": "modeling_crossformer.CrossFormerBackbone",
     }
     with safe_open(output / "model.safetensors", framework="pt") as file:
@@ -278,12 +279,15 @@ def test_a_released_classifier(output, tmp_path):
     assert "83.2" in card and "not measured again" in card and "license: mit" in card
 
 
-@pytest.mark.parametrize("name", ["retinanet-crossformer-s", "fpn-crossformer-s"])
-def test_the_backbone_of_a_released_detector_or_segmentor(output, tmp_path, capsys, name):
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("retinanet-crossformer-s", "give --backbone-only"), ("fpn-crossformer-s", "the weights do not fit")],
+)
+def test_the_backbone_of_a_released_detector_or_segmentor(output, tmp_path, capsys, name, problem):
     checkpoint = saved(tmp_path / "a.pth", detector(sorted(VARIANTS[name].parts)))
     arguments = [str(checkpoint), "--variant", name, "--output", str(output)]
     assert main(arguments) == 1
-    assert "give --backbone-only" in one_line(capsys)
+    assert problem in one_line(capsys)
     assert main([*arguments, "--backbone-only"]) == 0
     config = CrossFormerConfig.from_pretrained(output)
     assert config.grouping == "fixed_interval" and config.architectures == ["CrossFormerBackbone"]

@@ -8,8 +8,11 @@ from conversion.command import ConversionError
 from conversion.labels import class_names
 
 
+CLASSIFY, SEGMENT = "image-classification", "image-segmentation"
+
+
 def test_imagenet():
-    names = class_names(1000)
+    names = class_names(1000, CLASSIFY)
     assert len(set(names)) == 1000
     assert names[0] == "tench, Tinca tinca"
     assert names[1] == "goldfish, Carassius auratus"
@@ -17,8 +20,18 @@ def test_imagenet():
     assert (names[134], names[517]) == ("crane (134)", "crane (517)")
 
 
+def test_ade20k():
+    names = class_names(150, SEGMENT)
+    assert len(set(names)) == 150
+    assert [names[index] for index in (0, 12, 75, 149)] == ["wall", "person", "swivel chair", "flag"]
+
+
+def test_the_task_decides_which_data_set_it_is():
+    assert class_names(150, CLASSIFY)[0] == class_names(1000, SEGMENT)[0] == "LABEL_0"
+
+
 def test_other_numbers_have_no_names():
-    assert class_names(3) == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    assert class_names(3, CLASSIFY) == ["LABEL_0", "LABEL_1", "LABEL_2"]
 
 
 @pytest.mark.parametrize(
@@ -33,12 +46,12 @@ def test_other_numbers_have_no_names():
 )
 def test_files(tmp_path, name, text):
     (tmp_path / name).write_text(text, encoding="utf-8", newline="")
-    assert class_names(3, tmp_path / name) == ["cat", "dog", "fish"]
+    assert class_names(3, CLASSIFY, tmp_path / name) == ["cat", "dog", "fish"]
 
 
 def test_a_file_takes_precedence_over_imagenet(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([f"class {index}" for index in range(1000)]))
-    assert class_names(1000, tmp_path / "a.json")[7] == "class 7"
+    assert class_names(1000, CLASSIFY, tmp_path / "a.json")[7] == "class 7"
 
 
 @pytest.mark.parametrize(
@@ -57,5 +70,5 @@ def test_bad_files(tmp_path, content, problem):
     path = tmp_path / "labels.txt"
     path.write_bytes(content)
     with pytest.raises(ConversionError, match=problem) as caught:
-        class_names(3, path)
+        class_names(3, CLASSIFY, path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from conversion.key_mapping import rename
 
 
-CASES = sorted(path.stem for path in DATA.glob("*.npz"))
+CASES = sorted(path.stem for kind in ("classify", "dense") for path in DATA.glob(f"{kind}-*.npz"))
 SETTINGS = [("eager", torch.float32, 1e-5), ("sdpa", torch.float32, 1e-5), ("eager", torch.float64, 1e-9)]
 
 
