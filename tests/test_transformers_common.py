@@ -213,7 +213,7 @@ class CrossFormerModelTest(modeling_common.ModelTesterMixin, pipeline_mixin.Pipe
             self.assertEqual(outputs.loss.shape, ())
 
     def test_semantic_segmentation(self):
-        """The segmentor returns a logit per label for each token of the first stage, for colour and for grey images."""
+        """The segmentor returns a logit per label for each token of the first stage."""
         tester, num_labels = self.model_tester, self.model_tester.num_labels
         labels = modeling_common.ids_tensor([tester.batch_size, tester.image_size, tester.image_size], num_labels)
         for num_channels in (3, 1):

@@ -725,7 +725,10 @@ def upsample_to(feature_map: torch.Tensor, size: torch.Size, mode: str) -> torch
     an odd size would move them.
     """
     height, width = size
-    return F.interpolate(feature_map, scale_factor=2, mode=mode)[..., :height, :width]
+    doubled = F.interpolate(feature_map, scale_factor=2, mode=mode)
+    if statically_known_true(sum(doubled.shape[-2:]) == height + width):
+        return doubled
+    return crop_tokens(doubled.permute(0, 2, 3, 1), height, width).permute(0, 3, 1, 2)
 
 
 class CrossFormerFeaturePyramid(nn.Module):
@@ -826,13 +829,13 @@ class CrossFormerForSemanticSegmentation(CrossFormerPreTrainedModel):
 
         Args:
             pixel_values: Normalised images (batch, num_channels, height, width), each side at least one patch.
-            labels: Class of each pixel (batch, height, width); `config.semantic_loss_ignore_index` where there is none.
+            labels: Class of each pixel (batch, height, width), or `config.semantic_loss_ignore_index` where it has none.
             kwargs: `output_hidden_states`, `output_attentions` and the like.
 
         Returns:
             `logits` (batch, num_labels, height, width) of the first stage's map: a quarter of the image, rounded up;
             `loss` when there are labels: the cross entropy of the logits, interpolated to the image, averaged over
-            the pixels that have a class; `hidden_states` and `attentions` as in `CrossFormerModel`.
+            the pixels that have a class, 0 where none has; `hidden_states` and `attentions` as in `CrossFormerModel`.
 
         Raises:
             ValueError: The images are as in `CrossFormerModel`, or the labels are not of their size.
@@ -850,8 +853,11 @@ class CrossFormerForSemanticSegmentation(CrossFormerPreTrainedModel):
 
     def segmentation_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross entropy of (batch, num_labels, height, width) logits, interpolated to the size of the labels."""
+        ignored = self.config.semantic_loss_ignore_index
         logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-        return F.cross_entropy(logits, labels, ignore_index=self.config.semantic_loss_ignore_index)
+        loss = F.cross_entropy(logits, labels, ignore_index=ignored)
+        # Where no pixel has a class, the mean is 0 / 0. As in mmsegmentation, the loss is then 0.
+        return torch.where((labels != ignored).any(), loss, torch.zeros_like(loss))
 
     def check_labels(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> None:
         """Raise a `ValueError` unless there are classes to tell apart and one label for each pixel."""
