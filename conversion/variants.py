@@ -75,6 +75,11 @@ class Variant:
         return self.baidu is not None
 
     @property
+    def published(self) -> str:
+        """The published result and what it counts."""
+        return f"{self.result} {self.metric}" if self.result else "none"
+
+    @property
     def address(self) -> str:
         """Where a browser finds it: on Google Drive if it is there, else on Baidu."""
         if not self.is_released:
@@ -182,7 +187,7 @@ def variant_config(variant: Variant) -> "CrossFormerConfig":
 def variant_table() -> str:
     """Every variant, one a line under a heading, in columns."""
     rows = [("variant", "task", "published result", "grouping", "address")]
-    rows += [(v.name, v.task, f"{v.result or 'no'} {v.metric}", v.grouping, v.address) for v in VARIANTS.values()]
+    rows += [(v.name, v.task, v.published, v.grouping, v.address) for v in VARIANTS.values()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)

@@ -56,6 +56,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     parameters = read_case("classify-crossformer-s-224")["parameters"]
     torch.save({"model": {key: tensor_for(key, shape) for key, shape in parameters}}, folder / "crossformer-s.pth")
+    keys = read_case("segment-2021-fpn-s")["state_dict"]
+    torch.save({"state_dict": {key: tensor_for(key, shape) for key, shape in keys}}, folder / "fpn-crossformer-s.pth")
     image(0).save(folder / "photo.jpg")
     for seed, name in enumerate(["cat", "cat", "dog", "dog"]):
         file = folder / "my_images" / "train" / name / f"{seed}.jpg"
@@ -69,7 +71,7 @@ def folder(tmp_path_factory):
 
 def test_all_blocks_are_known():
     assert {language for language, _ in BLOCKS} == {"bash", "python"}
-    assert len(COMMANDS) == 4
+    assert len(COMMANDS) == 5
 
 
 def test_commands(folder):
