@@ -1,0 +1,60 @@
+"""Whatever a user can mend becomes one clear line on stderr and an exit status, never a traceback."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from transformers import HfArgumentParser
+
+
+FAILED = 1
+MISUSED_OR_INTERRUPTED = 2
+
+
+class InputError(Exception):
+    """Something that the user can mend; the message is one line: what, its value, the rule and the way out."""
+
+
+class CommandParser(HfArgumentParser):
+    """Parser of flags described by dataclasses, which explains a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and leave."""
+        self.exit(MISUSED_OR_INTERRUPTED, f"{self.prog}: error: {one_line(message)}; see --help\n")
+
+    def parse(self, argv: list[str] | None) -> tuple:
+        """One object for each dataclass; a value that a dataclass refuses is a mistake like any other."""
+        try:
+            *parsed, unknown = self.parse_args_into_dataclasses(
+                argv, return_remaining_strings=True, look_for_args_file=False
+            )
+        except (ValueError, ImportError) as error:
+            self.error(str(error))
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return tuple(parsed)
+
+
+def run_command(parser: argparse.ArgumentParser, action: Callable[[], None]) -> int:
+    """Run `action`; return 0, or the exit status of the error that it ran into."""
+    try:
+        action()
+    except KeyboardInterrupt:
+        return fail(parser, "interrupted; the same command goes on from what was saved", MISUSED_OR_INTERRUPTED)
+    except InputError as error:
+        return fail(parser, str(error), FAILED)
+    except OSError as error:
+        return fail(parser, f"{error.strerror}: {error.filename}" if error.filename else str(error), FAILED)
+    return 0
+
+
+def fail(parser: argparse.ArgumentParser, message: str, status: int) -> int:
+    """Print what went wrong and return the exit status."""
+    print(f"{parser.prog}: error: {one_line(message)}", file=sys.stderr)
+    return status
+
+
+def one_line(message: str) -> str:
+    """`message` without line breaks."""
+    return " ".join(message.split())
