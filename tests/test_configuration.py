@@ -28,6 +28,10 @@ def test_defaults_are_the_public_contract():
         "qk_scale": None,
         "initializer_range": 0.02,
         "layer_norm_eps": 1e-5,
+        "fpn_hidden_size": 256,
+        "decoder_hidden_size": 128,
+        "classifier_dropout_prob": 0.1,
+        "semantic_loss_ignore_index": 255,
     }
     assert {name: getattr(config, name) for name in expected} == expected
     assert config.model_type == "crossformer"
@@ -102,6 +106,9 @@ def test_editing_a_saved_configuration_changes_what_follows_from_it(tmp_path):
         ("hidden_dropout_prob", 1.0, "less than 1"),
         ("attention_probs_dropout_prob", -0.1, "at least 0"),
         ("drop_path_rate", 1.5, "less than 1"),
+        ("classifier_dropout_prob", 1.0, "less than 1"),
+        ("fpn_hidden_size", 0, "must be positive"),
+        ("decoder_hidden_size", -8, "must be positive"),
         ("layer_norm_eps", 0.0, "must be positive"),
         ("initializer_range", -1.0, "must not be negative"),
         ("qk_scale", -1.0, "must be positive"),
@@ -124,9 +131,15 @@ def test_channels_must_suit_the_number_of_kernels():
         CrossFormerConfig(embed_dim=20, num_heads=[1, 2, 4, 8])
 
 
-def test_a_value_of_the_wrong_type_is_named():
-    with pytest.raises(StrictDataclassError, match="embed_dim"):
-        CrossFormerConfig(embed_dim="wide")
+@pytest.mark.parametrize(("field", "value"), [("embed_dim", "wide"), ("semantic_loss_ignore_index", None)])
+def test_a_value_of_the_wrong_type_is_named(field, value):
+    with pytest.raises(StrictDataclassError, match=field):
+        CrossFormerConfig(**{field: value})
+
+
+def test_the_ignored_label_may_be_negative():
+    """PyTorch's own is -100."""
+    assert CrossFormerConfig(semantic_loss_ignore_index=-100).semantic_loss_ignore_index == -100
 
 
 def test_an_unknown_activation_is_named():

@@ -1,8 +1,10 @@
 """A converted folder works with `trust_remote_code=True` where this package cannot be imported."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,10 @@ import torch
 from golden import image_for
 from PIL import Image
 from stand_in_hub import serve
+from test_semantic_segmentation import tiny_segmentor
 
+import crossformer_hf
+from conversion.hub_folder import AUTO_MAP, CODE_FILES
 from crossformer_hf import CrossFormerBackbone, CrossFormerForImageClassification, CrossFormerModel
 
 
@@ -21,7 +26,7 @@ import sys
 sys.modules["crossformer_hf"] = None  # importing it raises ImportError from here on
 import numpy as np, torch
 from transformers import (AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification,
-                          pipeline)
+                          AutoModelForSemanticSegmentation, pipeline)
 source, image_file, output_file = sys.argv[1:]
 pixel_values = torch.from_numpy(np.load(image_file))
 outputs = {}
@@ -38,6 +43,11 @@ save("last_hidden_state", model(pixel_values).last_hidden_state)
 classifier = AutoModelForImageClassification.from_pretrained(source, trust_remote_code=True)
 save("logits", classifier(pixel_values).logits)
 assert "crop_size" in AutoImageProcessor.from_pretrained(source, trust_remote_code=True).to_dict()
+"""
+SEGMENTOR = """
+segmentor = AutoModelForSemanticSegmentation.from_pretrained(source, trust_remote_code=True)
+assert type(segmentor).__module__.startswith("transformers_modules")
+save("logits", segmentor(pixel_values).logits)
 """
 BACKBONE_FROM_HUB = """
 backbone = AutoBackbone.from_pretrained(source, trust_remote_code=True, out_features=["stage2", "stage4"])
@@ -125,3 +135,26 @@ def test_a_model_saved_from_remote_code_loads_again(converted, run_without_packa
     outputs = run_without_package(SAVE_AGAIN, str(converted))
     expected = CrossFormerForImageClassification.from_pretrained(converted)(image_for(SHAPE, seed=3)).logits
     assert_close(outputs["logits"], expected)
+
+
+@pytest.fixture(scope="module")
+def segmentor_folder(tmp_path_factory) -> Path:
+    """A segmentor with the code that a converted folder brings."""
+    folder = tmp_path_factory.mktemp("segmentor")
+    model = tiny_segmentor()
+    model.config.auto_map = AUTO_MAP
+    model.save_pretrained(folder)
+    for name in CODE_FILES:
+        shutil.copyfile(Path(crossformer_hf.__file__).parent / name, folder / name)
+    return folder
+
+
+def test_segmentor_from_a_folder(segmentor_folder, run_without_package):
+    outputs = run_without_package(SEGMENTOR, str(segmentor_folder))
+    assert_close(outputs["logits"], tiny_segmentor()(image_for(SHAPE, seed=3)).logits)
+
+
+def test_segmentor_from_a_hub(segmentor_folder, run_without_package):
+    with serve(segmentor_folder, REPO_ID) as endpoint:
+        outputs = run_without_package(SEGMENTOR, REPO_ID, endpoint)
+    assert_close(outputs["logits"], tiny_segmentor()(image_for(SHAPE, seed=3)).logits)

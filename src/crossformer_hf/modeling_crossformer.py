@@ -829,7 +829,7 @@ class CrossFormerForSemanticSegmentation(CrossFormerPreTrainedModel):
 
         Args:
             pixel_values: Normalised images (batch, num_channels, height, width), each side at least one patch.
-            labels: Class of each pixel (batch, height, width), or `config.semantic_loss_ignore_index` where it has none.
+            labels: Class of each pixel (batch, height, width); `semantic_loss_ignore_index` where it has none.
             kwargs: `output_hidden_states`, `output_attentions` and the like.
 
         Returns:
