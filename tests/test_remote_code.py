@@ -48,6 +48,11 @@ SEGMENTOR = """
 segmentor = AutoModelForSemanticSegmentation.from_pretrained(source, trust_remote_code=True)
 assert type(segmentor).__module__.startswith("transformers_modules")
 save("logits", segmentor(pixel_values).logits)
+from PIL import Image
+image = Image.new("RGB", (101, 61))
+answers = pipeline("image-segmentation", model=source, trust_remote_code=True)(image)
+assert sum(np.asarray(answer["mask"]).astype(bool) for answer in answers).all()
+assert {answer["mask"].size for answer in answers} == {image.size}
 """
 BACKBONE_FROM_HUB = """
 backbone = AutoBackbone.from_pretrained(source, trust_remote_code=True, out_features=["stage2", "stage4"])
@@ -139,13 +144,14 @@ def test_a_model_saved_from_remote_code_loads_again(converted, run_without_packa
 
 @pytest.fixture(scope="module")
 def segmentor_folder(tmp_path_factory) -> Path:
-    """A segmentor with the code that a converted folder brings."""
+    """A segmentor with the code and an image processor, as a converted folder has them."""
     folder = tmp_path_factory.mktemp("segmentor")
     model = tiny_segmentor()
     model.config.auto_map = AUTO_MAP
     model.save_pretrained(folder)
     for name in CODE_FILES:
         shutil.copyfile(Path(crossformer_hf.__file__).parent / name, folder / name)
+    (folder / "preprocessor_config.json").write_text('{"image_processor_type": "SegformerImageProcessor"}')
     return folder
 
 
