@@ -70,9 +70,7 @@ def forward_flops(config: CrossFormerConfig, size: tuple[int, int], with_head: b
 def all_costs(config: CrossFormerConfig, size: tuple[int, int], with_head: bool) -> Iterator[Cost]:
     """Costs in the order of computation."""
     height, width = (ceil_div(side, config.patch_sizes[0]) for side in size)
-    yield convolutions(
-        "stem", "embedding", config.num_channels, config.embed_dim, config.patch_sizes, height * width
-    )
+    yield convolutions("stem", "embedding", config.num_channels, config.embed_dim, config.patch_sizes, height * width)
     if config.use_patch_norm:
         yield norm("stem", config.embed_dim, height * width)
     for index, channels in enumerate(config.stage_channels):

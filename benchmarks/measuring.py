@@ -99,6 +99,4 @@ def all_times(times: RoundTimes) -> list[float]:
 
 def speedups(times: RoundTimes, baseline: RoundTimes) -> list[float]:
     """For each round, how many times as fast as the baseline."""
-    return [
-        median(of_baseline) / median(of_round) for of_round, of_baseline in zip(times, baseline, strict=True)
-    ]
+    return [median(of_baseline) / median(of_round) for of_round, of_baseline in zip(times, baseline, strict=True)]

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from torch import nn
+
 from benchmarks.errors import BenchmarkError
 from conversion.command import ConversionError
 from conversion.original_code import branch_of, build_like, check_computable
 from crossformer_hf import CrossFormerPreTrainedModel
-from torch import nn
 
 
 def fitting_checkout(checkouts: tuple[Path, ...], model: CrossFormerPreTrainedModel, size: tuple[int, int]) -> Path:
@@ -26,9 +27,7 @@ def fitting_checkout(checkouts: tuple[Path, ...], model: CrossFormerPreTrainedMo
     raise BenchmarkError(problem)
 
 
-def build_original(
-    checkouts: tuple[Path, ...], model: CrossFormerPreTrainedModel, size: tuple[int, int]
-) -> nn.Module:
+def build_original(checkouts: tuple[Path, ...], model: CrossFormerPreTrainedModel, size: tuple[int, int]) -> nn.Module:
     """The original of our model, with its weights and timm's stochastic depth, which the original uses."""
     try:
         from timm.layers import DropPath

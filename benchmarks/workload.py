@@ -120,7 +120,6 @@ def counted_flops(model: nn.Module, size: tuple[int, int]) -> float:
 def relative_difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
     """Largest difference as a part of the largest value, the worst over all outputs."""
     differences = [
-        ((first - second).abs().max() / second.abs().max()).item()
-        for first, second in zip(ours, theirs, strict=True)
+        ((first - second).abs().max() / second.abs().max()).item() for first, second in zip(ours, theirs, strict=True)
     ]
     return max(differences)
