@@ -128,10 +128,8 @@ def parse_size(text: str) -> tuple[int, int]:
     """
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.isascii() and side.isdigit() for side in sides):
-        raise BenchmarkError(f"--sizes has {text}, but a size is one side or HEIGHTxWIDTH in pixels, as 800x1216")
+        raise BenchmarkError(f"{text} is no size: it must be one side or HEIGHTxWIDTH in pixels, such as 800x1216")
     height, width = int(sides[0]), int(sides[-1])
     if not all(SMALLEST_SIDE <= side <= LARGEST_SIDE for side in (height, width)):
-        raise BenchmarkError(
-            f"--sizes has {text}, but a side must be between {SMALLEST_SIDE} and {LARGEST_SIDE} pixels"
-        )
+        raise BenchmarkError(f"{text} is no size: a side must be between {SMALLEST_SIDE} and {LARGEST_SIDE} pixels")
     return height, width

@@ -11,6 +11,9 @@ from benchmarks.measuring import RoundTimes, Spread, all_times, interleaved_time
 from benchmarks.workload import Workload, compute_dtype, relative_difference
 
 
+RECOMPILE_LIMIT = 256
+
+
 @dataclass(frozen=True)
 class Effort:
     """How long to measure.
@@ -71,6 +74,7 @@ def measure(comparison: Comparison, device: torch.device, effort: Effort) -> lis
     Raises:
         BenchmarkError: One of them cannot be measured.
     """
+    forget_compiled()
     workloads = [Workload(case, device, effort.seed) for case in comparison.cases]
     differences = output_differences(workloads)
     products = {dtype: matrix_product(dtype, device) for dtype in {compute_dtype(case) for case in comparison.cases}}
@@ -88,6 +92,12 @@ def measure(comparison: Comparison, device: torch.device, effort: Effort) -> lis
         faster = speedups(times[index], times[comparison.baseline])
         results.append(Result(workload.case, times[index], flops, spread(faster), spread(share), differences[index]))
     return results
+
+
+def forget_compiled() -> None:
+    """Let every comparison compile anew, as often as its sizes and layers need: past the limit, eager code runs."""
+    torch.compiler.reset()
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
 
 
 def output_differences(workloads: list[Workload]) -> list[float | None]:

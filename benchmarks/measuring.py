@@ -73,7 +73,7 @@ def interleaved_times(
     times = {name: [] for name in runs}
     order = list(runs)
     shuffle = random.Random(seed).shuffle
-    for _ in tqdm(range(rounds), desc="Rounds", leave=False):
+    for _ in tqdm(range(rounds), desc="Rounds", leave=False, disable=None):
         shuffle(order)
         for name in order:
             times[name].append(call_times(runs[name], min_seconds, wait))

@@ -58,7 +58,8 @@ def check_model(case: Case) -> None:
     names = known_models()[case.implementation]
     if case.model in names or (case.implementation == "timm" and timm_library().is_model(case.model)):
         return
-    more = ", or a name that timm.list_models() gives" if case.implementation == "timm" else ""
+    others = {"ours": ", or with its library, as transformers:swin-t", "timm": ", or any of timm.list_models()"}
+    more = others.get(case.implementation, "")
     raise BenchmarkError(
         f"{case.implementation}:{case.model} is no model, but it must be one of {', '.join(names)}{more}"
     )

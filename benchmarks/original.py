@@ -23,7 +23,7 @@ def fitting_checkout(checkouts: tuple[Path, ...], model: CrossFormerPreTrainedMo
             check_computable(model.config, branch_of(checkout), kind, size)
             return checkout
         except ConversionError as error:
-            problem = str(error)
+            problem = str(error).replace("--image_size", "--sizes")  # that command's name of it
     raise BenchmarkError(problem)
 
 

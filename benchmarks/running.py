@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import sys
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def run_benchmark(args: argparse.Namespace) -> int:
     Raises:
         BenchmarkError: The arguments make no sense together, or here.
     """
+    warnings.filterwarnings("ignore", message="torch.meshgrid")  # today's torch about the original code
     if args.threads:
         torch.set_num_threads(args.threads)
     base = Case("", task=args.task, grouping=args.grouping, checkouts=tuple(args.original))

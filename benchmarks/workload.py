@@ -48,7 +48,7 @@ class Workload:
         images = torch.randn(case.batch_size, 3, *case.size, generator=generator)
         self.images = images.to(device, weights)
         self.labels = torch.randint(NUM_LABELS, (case.batch_size,), generator=generator).to(device)
-        self.forward: Callable = torch.compile(self.model) if case.compiled else self.model
+        self.forward: Callable = torch.compile(self.model, dynamic=False) if case.compiled else self.model
 
     def run(self) -> None:
         """Do the work once: a forward pass, or a training step without the optimizer's part."""
