@@ -43,6 +43,7 @@ def draw_bars(axes, comparison: Comparison, results: list[Result]) -> None:
     axes.set_yticks(positions, [result.case.name for result in results], fontsize=TEXT_SIZE)
     axes.invert_yaxis()
     axes.margins(x=0.12)
+    axes.tick_params(labelsize=TEXT_SIZE)
     axes.axvline(1, color=GUIDE, linewidth=0.8, linestyle="--")
     settings = dict.fromkeys(result.case.setting for result in results)
     axes.set_title(f"{comparison.title}: {'; '.join(settings)}", fontsize=TEXT_SIZE, loc="left")

@@ -20,11 +20,11 @@ def cpu_preset(base: Case) -> list[Comparison]:
     """CrossFormer-S on a CPU, beside the original in float32."""
     both, dense = "original:crossformer-s crossformer-s", {"size": DENSE_SIZE, "task": "backbone"}
     return [
-        compare("classify, batch 8", both, base, SAME_OUTPUTS, batch_size=8),
-        compare("classify, batch 1", both, base, SAME_OUTPUTS),
+        compare("classify", both, base, SAME_OUTPUTS, batch_size=8),
+        compare("classify", both, base, SAME_OUTPUTS),
         compare("bfloat16 against float32", "original:crossformer-s crossformer-s@bfloat16", base, batch_size=8),
-        compare("dense, fixed_group", both, base, SAME_OUTPUTS, grouping="fixed_group", **dense),
-        compare("dense, fixed_interval", both, base, SAME_OUTPUTS, grouping="fixed_interval", **dense),
+        compare("dense", both, base, SAME_OUTPUTS, grouping="fixed_group", **dense),
+        compare("dense", both, base, SAME_OUTPUTS, grouping="fixed_interval", **dense),
         compare("training step", both, base, SAME_OUTPUTS, batch_size=8, mode="training"),
         compare("compiled against eager", "crossformer-s crossformer-s@compiled", base, batch_size=8),
     ]
@@ -39,8 +39,8 @@ def gpu_preset(base: Case) -> list[Comparison]:
             name, swin = f"crossformer-{size}", {"s": "swin-t", "b": "swin-s"}[size]
             original = f"original:{name} {name} original:{name}@compiled {name}@compiled"
             comparisons += [
-                compare(f"{mode}, against the original", original, base, mode=mode),
-                compare(f"{mode}, against Swin", f"timm:{swin}@compiled {name}@compiled", base, mode=mode),
+                compare("against the original", original, base, mode=mode),
+                compare("against Swin", f"timm:{swin}@compiled {name}@compiled", base, mode=mode),
             ]
     return comparisons
 

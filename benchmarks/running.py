@@ -125,7 +125,7 @@ def measure_all(comparisons: list[Comparison], device: torch.device, args: argpa
     """Measure one comparison after the other, print and save each; one that cannot be measured is said and left."""
     effort = Effort(args.rounds, args.warmup, args.min_seconds, args.seed)
     machine = describe(device)
-    print(f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}\n", flush=True)
+    print(caption_of(machine, device) + "\n", flush=True)
     measured: Measured = []
     for comparison in comparisons:
         try:
@@ -134,7 +134,11 @@ def measure_all(comparisons: list[Comparison], device: torch.device, args: argpa
                 for result in results:
                     result.peak_bytes = peak_bytes(result.case, device)
         except (ConversionError, torch.OutOfMemoryError) as error:
-            print(f"not measured: {comparison.title}: {' '.join(str(error).split())}\n", file=sys.stderr, flush=True)
+            print(
+                f"not measured: {comparison.title}, {comparison.cases[0].setting}: {' '.join(str(error).split())}\n",
+                file=sys.stderr,
+                flush=True,
+            )
             continue
         measured.append((comparison, results))
         print(result_table(comparison, results), flush=True)
@@ -142,12 +146,15 @@ def measure_all(comparisons: list[Comparison], device: torch.device, args: argpa
     return measured
 
 
+def caption_of(machine: dict, device: torch.device) -> str:
+    """The machine in one line."""
+    threads = f", threads: {machine['threads']}" if device.type == "cpu" else ""
+    return f"{machine['device']}{threads}, torch {machine['torch']}"
+
+
 def draw(args: argparse.Namespace, device: torch.device, measured: Measured) -> None:
     """Draw what was measured."""
-    machine = describe(device)
-    threads = f", {machine['threads']} threads" if device.type == "cpu" else ""
-    caption = f"{machine['device']}{threads}, torch {machine['torch']}"
-    path = Path(args.picture)
+    caption, path = caption_of(describe(device), device), Path(args.picture)
     if args.growth and len(measured) == 2:
         (_, by_area), (_, by_batch) = measured
         draw_growth(path, by_area, by_batch, caption)

@@ -50,7 +50,7 @@ def test_flops_match_the_published_ones(name):
         assert round(cost.published / 1e9, 1) == round(cost.multiply_adds / 1e9, 1) == published
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", ["crossformer-t", "crossformer-s", "crossformer-pp-s", "crossformer-pp-h"])
 def test_flops_and_parameters_match_the_model(name):
     config = preset_config(name, num_labels=1000, attn_implementation="eager")
     model = meta_classifier(config)
@@ -143,12 +143,11 @@ def run(*arguments: str, files: list[str]) -> tuple[int, dict]:
 
 def test_a_whole_run(files, capsys):
     models = ("--models", TINY, "crossformer-pp-32px", "--baseline", "crossformer-pp-32px")
-    status, written = run(
-        *models, "--sizes", "32", "40x32", "--modes", "inference", "training", "--batch_sizes", "2", files=files
-    )
+    options = ("--sizes", "32", "40x32", "--modes", "training", "--batch_sizes", "2")
+    status, written = run(*models, *options, files=files)
     assert status == 0
     assert written["machine"]["torch"] == torch.__version__
-    assert [comparison["baseline"] for comparison in written["comparisons"]] == [1] * 4
+    assert [comparison["baseline"] for comparison in written["comparisons"]] == [1, 1]
     result = written["comparisons"][1]["results"][0]
     assert result["case"]["size"] == [40, 32]
     assert [len(calls) for calls in result["times"]] == [1, 1]
@@ -184,9 +183,12 @@ def checkout(tmp_path, monkeypatch) -> Path:
 
 def test_the_original_code_gets_our_weights(checkout, files, capsys):
     models = ("--models", "original:micro", "micro", "micro@bfloat16", "--original", str(checkout))
-    status, written = run(*models, "--sizes", "32", "36", "--modes", "training", files=files)
+    status, written = run(*models, "--sizes", "32", "34", "--modes", "training", files=files)
     assert status == 1
-    assert "not measured: classify float32 eager: the original takes multiples of 4" not in capsys.readouterr().err
+    assert (
+        "not measured: classify float32 eager, 34 x 34, batch 1, training: the original takes multiples of 4 pixels"
+        in capsys.readouterr().err
+    )
     (comparison,) = written["comparisons"]
     _, ours, ours_in_bfloat16 = (result["difference"] for result in comparison["results"])
     assert ours < 1e-5 < ours_in_bfloat16 < 0.1
@@ -196,9 +198,9 @@ def test_in_training_the_original_drops_paths(checkout):
     case = Case("micro", "original", (32, 32), mode="training", checkouts=(checkout,))
     model = build_model(case, seed=0)
     assert model.training
-    assert {
-        type(module).__module__.split(".")[0] for module in model.modules() if "Drop" in type(module).__name__
-    } == {"timm"}
+    dropping = [type(module) for module in model.modules() if "DropPath" in type(module).__name__]
+    assert len(dropping) == 2
+    assert all(kind.__module__.startswith("timm.") for kind in dropping)
 
 
 @pytest.mark.parametrize("implementation", ["transformers", "timm"])
@@ -206,12 +208,12 @@ def test_in_training_the_original_drops_paths(checkout):
 @pytest.mark.parametrize("task", ["classify", "backbone"])
 def test_other_libraries(implementation, model, task):
     with torch.device("meta"):
-        built = build_model(Case(model, implementation, (64, 96), task=task), seed=0).eval()
-    assert counted_flops(built, (64, 96)) > 1e8
+        built = build_model(Case(model, implementation, (224, 320), task=task), seed=0).eval()
+    assert counted_flops(built, (224, 320)) > 1e9
 
 
 def test_memory():
-    peak = peak_bytes(Case(TINY, size=(32, 32), batch_size=64, mode="training"), torch.device("cpu"))
+    peak = peak_bytes(Case(TINY, size=(32, 32), batch_size=16, mode="training"), torch.device("cpu"))
     assert 2**20 < peak < 2**31
 
 
