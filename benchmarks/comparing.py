@@ -39,7 +39,7 @@ class Result:
         case: What was measured.
         times: Seconds of every call, by round.
         flops: Useful FLOPs of one call.
-        speedup: How many times as fast as the baseline.
+        speedup: How many times as many images a second as the baseline.
         matmul_share: FLOPs per second as a part of those of a large matrix product in the same dtype.
         difference: Of ours and the original's outputs, relative to the largest value; `None` where there is no pair.
         peak_bytes: Memory that a call takes beside weights and images, where it was measured.
@@ -89,7 +89,8 @@ def measure(comparison: Comparison, device: torch.device, effort: Effort) -> lis
         dtype = compute_dtype(workload.case)
         flops = workload.flops()
         share = [ratio * flops / products[dtype][1] for ratio in speedups(times[index], times[dtype])]
-        faster = speedups(times[index], times[comparison.baseline])
+        images = workload.case.batch_size / comparison.cases[comparison.baseline].batch_size
+        faster = [images * ratio for ratio in speedups(times[index], times[comparison.baseline])]
         results.append(Result(workload.case, times[index], flops, spread(faster), spread(share), differences[index]))
     return results
 

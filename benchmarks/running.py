@@ -19,7 +19,7 @@ from benchmarks.memory import peak_bytes
 from benchmarks.models import check_model, our_config
 from benchmarks.presets import PRESETS
 from benchmarks.reporting import cost_table, result_table, write_json
-from conversion.command import ConversionError
+from conversion.command import ConversionError, explain
 from conversion.original_code import branch_of
 
 
@@ -129,21 +129,29 @@ def measure_all(comparisons: list[Comparison], device: torch.device, args: argpa
     measured: Measured = []
     for comparison in comparisons:
         try:
-            results = measure(comparison, device, effort)
-            if args.memory:
-                for result in results:
-                    result.peak_bytes = peak_bytes(result.case, device)
+            results = measure_with_memory(comparison, device, effort, args.memory)
         except (ConversionError, torch.OutOfMemoryError) as error:
-            print(
-                f"not measured: {comparison.title}, {comparison.cases[0].setting}: {' '.join(str(error).split())}\n",
-                file=sys.stderr,
-                flush=True,
-            )
+            say(f"not measured: {comparison.title}, {comparison.cases[0].setting}: {explain(error)}\n")
             continue
         measured.append((comparison, results))
         print(result_table(comparison, results), flush=True)
         write_json(args.json, machine, asdict(effort), measured)
     return measured
+
+
+def measure_with_memory(
+    comparison: Comparison, device: torch.device, effort: Effort, with_memory: bool
+) -> list[Result]:
+    """Measure the cases of one comparison, and their memory in a pass of its own if that is wanted."""
+    results = measure(comparison, device, effort)
+    for result in results if with_memory else ():
+        result.peak_bytes = peak_bytes(result.case, device)
+    return results
+
+
+def say(message: str) -> None:
+    """Print on stderr."""
+    print(message, file=sys.stderr, flush=True)
 
 
 def caption_of(machine: dict, device: torch.device) -> str:
