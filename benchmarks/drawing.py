@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from benchmarks.cases import Comparison
 from benchmarks.comparing import Result
+from benchmarks.reporting import row_names
 
 
 DOTS_PER_INCH = 120
@@ -40,35 +42,61 @@ def draw_bars(axes, comparison: Comparison, results: list[Result]) -> None:
         axes.annotate(
             f"{ratio.median:.2f}", (ratio.upper, index), (5, 0), textcoords="offset points", va="center", fontsize=8
         )
-    axes.set_yticks(positions, [result.case.name for result in results], fontsize=TEXT_SIZE)
+    names, setting = row_names(results)
+    axes.set_yticks(positions, names, fontsize=TEXT_SIZE)
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.tick_params(labelsize=TEXT_SIZE)
     axes.axvline(1, color=GUIDE, linewidth=0.8, linestyle="--")
-    settings = dict.fromkeys(result.case.setting for result in results)
-    axes.set_title(f"{comparison.title}: {'; '.join(settings)}", fontsize=TEXT_SIZE, loc="left")
+    axes.set_title(f"{comparison.title}: {setting}" if setting else comparison.title, fontsize=TEXT_SIZE, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def draw_growth(path: Path, by_area: Sequence[Result], by_batch: Sequence[Result], caption: str) -> None:
     """Draw the time for an image against the image's area, and against the batch size."""
-    figure = Figure(figsize=(WIDTH, 4.2), dpi=DOTS_PER_INCH, layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.4), dpi=DOTS_PER_INCH, layout="constrained")
     left, right = figure.subplots(1, 2)
-    draw_lines(left, by_area, lambda case: case.size[0] * case.size[1] / 1e6)
-    draw_proportion(left, by_area)
-    left.set(xscale="log", yscale="log", xlabel="image area, megapixels", ylabel="milliseconds an image")
-    left.set_title(f"batch {by_area[0].case.batch_size}", fontsize=TEXT_SIZE)
-    draw_lines(right, by_batch, lambda case: case.batch_size)
-    right.set(xscale="log", xlabel="images in a batch", ylabel="milliseconds an image")
-    right.set_ylim(bottom=0)
-    height, width = by_batch[0].case.size
-    right.set_title(f"{height} x {width} pixels", fontsize=TEXT_SIZE)
-    batches = sorted({result.case.batch_size for result in by_batch})
-    right.set_xticks(batches, [str(batch) for batch in batches])
-    right.minorticks_off()
+    draw_area(left, by_area)
+    draw_batch(right, by_batch)
+    for axes in (left, right):
+        axes.set_ylabel("milliseconds an image", fontsize=TEXT_SIZE)
+        axes.tick_params(labelsize=TEXT_SIZE)
+        axes.spines[["top", "right"]].set_visible(False)
     left.legend(fontsize=8, frameon=False)
     figure.suptitle(caption, fontsize=TEXT_SIZE, color=GUIDE)
     save(figure, path)
+
+
+def draw_area(axes, results: Sequence[Result]) -> None:
+    """The time for an image against its area, both logarithmic."""
+    draw_lines(axes, results, lambda case: megapixels(case.size))
+    draw_proportion(axes, results)
+    axes.set(xscale="log", yscale="log")
+    sizes = sorted({result.case.size for result in results}, key=megapixels)
+    axes.set_xticks([megapixels(size) for size in sizes], [" x ".join(map(str, size)) for size in sizes], rotation=30)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("image size in pixels, placed by area", fontsize=TEXT_SIZE)
+    axes.set_title(f"batch {results[0].case.batch_size}", fontsize=TEXT_SIZE)
+
+
+def draw_batch(axes, results: Sequence[Result]) -> None:
+    """The time for an image against the batch size."""
+    draw_lines(axes, results, lambda case: case.batch_size)
+    batches = sorted({result.case.batch_size for result in results})
+    axes.set(xscale="log")
+    axes.set_xticks(batches, [str(batch) for batch in batches])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("images in a batch", fontsize=TEXT_SIZE)
+    axes.set_title(" x ".join(map(str, results[0].case.size)) + " pixels", fontsize=TEXT_SIZE)
+
+
+def megapixels(size: tuple[int, int]) -> float:
+    """Area of an image of `size` (height, width)."""
+    return size[0] * size[1] / 1e6
 
 
 def draw_lines(axes, results: Sequence[Result], position: Callable) -> None:
@@ -88,12 +116,10 @@ def draw_lines(axes, results: Sequence[Result], position: Callable) -> None:
 
 def draw_proportion(axes, results: Sequence[Result]) -> None:
     """A line for times in proportion to the area, from the first model's smallest image."""
-    areas = sorted({result.case.size[0] * result.case.size[1] / 1e6 for result in results})
-    first = min(
-        (result for result in results if result.case.name == results[0].case.name),
-        key=lambda result: result.case.size[0] * result.case.size[1],
-    )
-    start = 1000 * first.latency["p50"] / first.case.batch_size
+    of_first = [result for result in results if result.case.name == results[0].case.name]
+    smallest = min(of_first, key=lambda result: megapixels(result.case.size))
+    start = 1000 * smallest.latency["p50"] / smallest.case.batch_size
+    areas = sorted({megapixels(result.case.size) for result in results})
     times = [start * area / areas[0] for area in areas]
     axes.plot(areas, times, color=GUIDE, linestyle="--", linewidth=0.8, label="in proportion to the area")
 

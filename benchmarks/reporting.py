@@ -28,11 +28,12 @@ def result_table(comparison: Comparison, results: list[Result]) -> str:
     """What was measured of one comparison."""
     with_memory = any(result.peak_bytes is not None for result in results)
     rows = [(*HEADINGS, "peak MiB") if with_memory else HEADINGS]
-    for result in results:
+    names, setting = row_names(results)
+    for name, result in zip(names, results, strict=True):
         memory = "" if result.peak_bytes is None else f"{result.peak_bytes / MEBI:.0f}"
-        rows.append((*result_row(result), memory) if with_memory else result_row(result))
-    settings = dict.fromkeys(result.case.setting for result in results)
-    lines = [f"{comparison.title}: {'; '.join(settings)}", table(rows)]
+        row = (name, *result_row(result))
+        rows.append((*row, memory) if with_memory else row)
+    lines = [f"{comparison.title}: {setting}" if setting else comparison.title, table(rows)]
     lines += [
         f"outputs of {result.case.name} differ from the original's by {result.difference:.1e} of the largest value"
         for result in results
@@ -41,13 +42,20 @@ def result_table(comparison: Comparison, results: list[Result]) -> str:
     return "\n".join(lines + ([f"target: {comparison.target}"] if comparison.target else [])) + "\n"
 
 
+def row_names(results: list[Result]) -> tuple[list[str], str]:
+    """Names of the cases, and the setting that they share; if they share none, it is part of the names."""
+    settings = {result.case.setting for result in results}
+    if len(settings) == 1:
+        return [result.case.name for result in results], settings.pop()
+    return [f"{result.case.name}, {result.case.setting}" for result in results], ""
+
+
 def result_row(result: Result) -> tuple[str, ...]:
-    """One line of the table."""
+    """The numbers of one line of the table."""
     milliseconds = [f"{1000 * seconds:.1f}" for seconds in result.latency.values()]
     rate = result.flops / result.latency["p50"] / 1e9
     share = f"{100 * result.matmul_share.median:.0f} %"
     return (
-        result.case.name,
         *milliseconds,
         f"{result.images_per_second:.1f}",
         f"{rate:.0f}",
