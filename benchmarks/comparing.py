@@ -84,15 +84,29 @@ def measure(comparison: Comparison, device: torch.device, effort: Effort) -> lis
         for _ in range(effort.warmup):
             run()
     times = interleaved_times(runs, effort.rounds, effort.seed, effort.min_seconds, lambda: wait_for(device))
-    results = []
-    for index, workload in enumerate(workloads):
-        dtype = compute_dtype(workload.case)
-        flops = workload.flops()
-        share = [ratio * flops / products[dtype][1] for ratio in speedups(times[index], times[dtype])]
-        images = workload.case.batch_size / comparison.cases[comparison.baseline].batch_size
-        faster = [images * ratio for ratio in speedups(times[index], times[comparison.baseline])]
-        results.append(Result(workload.case, times[index], flops, spread(faster), spread(share), differences[index]))
-    return results
+    product_flops = {dtype: flops for dtype, (_, flops) in products.items()}
+    flops = [workload.flops() for workload in workloads]
+    return [
+        result_of(index, comparison, times, flops[index], product_flops, differences[index])
+        for index in range(len(workloads))
+    ]
+
+
+def result_of(
+    index: int,
+    comparison: Comparison,
+    times: dict[int | torch.dtype, RoundTimes],
+    flops: float,
+    product_flops: dict[torch.dtype, int],
+    difference: float | None,
+) -> Result:
+    """The result of one case, from the times of all cases, by index, and of the matrix products, by dtype."""
+    case, baseline = comparison.cases[index], comparison.cases[comparison.baseline]
+    dtype = compute_dtype(case)
+    share = [ratio * flops / product_flops[dtype] for ratio in speedups(times[index], times[dtype])]
+    images = case.batch_size / baseline.batch_size
+    faster = [images * ratio for ratio in speedups(times[index], times[comparison.baseline])]
+    return Result(case, times[index], flops, spread(faster), spread(share), difference)
 
 
 def forget_compiled() -> None:
