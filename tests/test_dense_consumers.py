@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from stand_in_hub import HubHandler, serve
+from stand_in_hub import COMMIT, HubHandler, serve
 from transformers import (
     AutoModelForObjectDetection,
     DetrForObjectDetection,
@@ -68,9 +68,10 @@ MASK2FORMER = {
     "train_num_points": 16,
 }
 UPERNET = {"hidden_size": 16, "auxiliary_channels": 16}
-# The small image and the large one, neither a multiple of 32.
+# A small image and a larger one, no side a multiple of 32.
 ANY_SIZES = [(61, 93), (100, 140)]
-# Sides must be multiples of 32 once rounded up to multiples of 8: 57 to 64, 89 to 96, 121 to 128 and so on.
+# Upstream's hybrid encoder adds maps of double size, so sides must be multiples of 32 once they are rounded up to
+# multiples of 8: 57 to 64, 89 to 96, 121 to 128 and so on.
 HALVING_SIZES = [(61, 93), (96, 121)]
 
 
@@ -160,10 +161,8 @@ def backbone_of(model) -> CrossFormerBackbone:
 
 def assert_has_weights(model, folder: Path):
     """The backbone has all weights of the folder's model but its head's."""
-    saved = {
-        key.removeprefix("crossformer."): weight for key, weight in load_file(folder / "model.safetensors").items()
-    }
-    weights = backbone_of(model).state_dict()
+    weights, saved = backbone_of(model).state_dict(), load_file(folder / "model.safetensors")
+    saved = {key.removeprefix("crossformer."): weight for key, weight in saved.items()}
     heads = ("layernorm.", "classifier.", "neck.", "decode_head.")
     assert set(weights) == {key for key in saved if not key.startswith(heads)}
     for key, weight in weights.items():
@@ -263,7 +262,8 @@ def test_three_stages(tmp_path):
     for name in ("DetrForObjectDetection", "Mask2FormerForUniversalSegmentation", "UperNetForSemanticSegmentation"):
         model = build(name, folder)
         assert backbone_of(model).out_features == ["stage1", "stage2", "stage3"]
-        assert model(images(61, 93))
+        model(pixel_values=images(61, 93), **CONSUMERS[name].labels(61, 93)).loss.backward()
+        assert all(parameter.grad.isfinite().all() for parameter in backbone_of(model).parameters())
 
 
 @pytest.mark.parametrize("model_class", [CrossFormerModel, CrossFormerBackbone, CrossFormerForSemanticSegmentation])
@@ -328,13 +328,13 @@ except ValueError as error:
 
 
 def test_from_a_hub(folders, tmp_path, monkeypatch):
-    paths, send_file = [], HubHandler.send_file
+    paths, send_content = [], HubHandler.send_content
 
-    def recorded(handler, name):
+    def recorded(handler, *arguments):
         paths.append(handler.path)
-        send_file(handler, name)
+        send_content(handler, *arguments)
 
-    monkeypatch.setattr(HubHandler, "send_file", recorded)
+    monkeypatch.setattr(HubHandler, "send_content", recorded)
     with serve(folders[0], "someone/crossformer") as endpoint:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         source = str(Path(__file__).parents[1] / "src")
@@ -344,8 +344,9 @@ def test_from_a_hub(folders, tmp_path, monkeypatch):
     assert process.returncode == 0, process.stderr[-3000:]
     assert "`backbone` is 'someone/misspelt', where no configuration can be read" in process.stdout
     assert_has_weights(UperNetForSemanticSegmentation.from_pretrained(tmp_path / "segmentor"), folders[0])
-    served = [path for path in paths if path.endswith("model.safetensors")]
-    assert served and all("/resolve/v1/" in path for path in served)
+    # The revision is asked for first, the rest either by its name or by its commit.
+    assert "/v1" in paths[0]
+    assert all("/v1" in path or f"/{COMMIT}" in path for path in paths)
 
 
 def without(name: str) -> Callable[[Path], None]:

@@ -2,7 +2,8 @@
 
 import colorsys
 from collections.abc import Sequence
-from pathlib import Path
+from textwrap import shorten
+from typing import BinaryIO
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,18 +13,22 @@ from PIL import Image
 
 GOLDEN_RATIO = (1 + 5**0.5) / 2
 OPACITY = 0.6
+FIRST_CLASS = (0.66, 0.68, 0.72)
 UNLABELLED = (1.0, 1.0, 1.0)
 DOTS_PER_INCH = 120
 SHORTEST_SIDE, LONGEST_SIDE = 420, 1600  # pixels of an image in a picture
 TITLE_SIZE, LEGEND_SIZE = 13, 12
-EXTRA_WIDTH = 2.6  # inches, for the legend
+TILE_SIDE, LEGEND_WIDTH, LEGEND_LINE = 2.6, 2.6, 0.26  # inches
+LONGEST_NAME = 30  # characters
 
 
 def class_color(index: int) -> tuple[float, float, float]:
-    """Colour of a class, RGB in [0, 1]: neighbours in the list of classes are far apart on the colour circle."""
-    hue = (0.02 + index / GOLDEN_RATIO) % 1
-    lightness = (0.5, 0.36, 0.66)[index // 8 % 3]
-    return colorsys.hls_to_rgb(hue, lightness, 0.85)
+    """Colour of a class, RGB in [0, 1]: grey for the first, often a background, then hues far apart."""
+    if index == 0:
+        return FIRST_CLASS
+    hue = (0.4 + index / GOLDEN_RATIO) % 1
+    lightness = (0.52, 0.36, 0.7)[index // 8 % 3]
+    return colorsys.hls_to_rgb(hue, lightness, 0.68)
 
 
 def color_labels(labels: np.ndarray, num_labels: int) -> np.ndarray:
@@ -57,7 +62,8 @@ def legend_patches(labels: np.ndarray, names: Sequence[str], with_shares: bool) 
             facecolor=class_color(index),
             edgecolor="black",
             linewidth=0.5,
-            label=f"{names[index]}  {percent(counts[index] / labels.size)}" if with_shares else names[index],
+            label=shorten(names[index], LONGEST_NAME, placeholder=" …")
+            + (f"  {percent(counts[index] / labels.size)}" if with_shares else ""),
         )
         for index in entries
     ]
@@ -75,55 +81,57 @@ def shown_size(image: Image.Image) -> tuple[float, float]:
     return tuple(max(scale * side, 60) / DOTS_PER_INCH for side in image.size)
 
 
-def draw_segmentation(path: Path, image: Image.Image, labels: np.ndarray, names: Sequence[str]) -> None:
+def draw_segmentation(file: BinaryIO, image: Image.Image, labels: np.ndarray, names: Sequence[str]) -> None:
     """Draw an image, beside it the image with the classes in colours, and a legend with each class's share.
 
     Args:
-        path: File to write.
+        file: Open file to write a PNG to.
         image: RGB image.
         labels: Class of each pixel (height, width).
         names: Names of the classes.
     """
     width, height = shown_size(image)
-    figure = Figure(figsize=(2 * width + EXTRA_WIDTH, max(height, 1.5) + 0.4), dpi=DOTS_PER_INCH, layout="constrained")
-    for axes, picture in zip(
-        figure.subplots(1, 2), (np.asarray(image), overlay(image, labels, len(names))), strict=True
-    ):
-        show(axes, picture)
     patches = legend_patches(labels, names, with_shares=True)
-    figure.legend(handles=patches, loc="outside right upper", frameon=False, fontsize=LEGEND_SIZE)
-    figure.savefig(path)
+    figure = new_figure(2 * width, height + 0.4, patches)
+    left, right = figure.subplots(1, 2)
+    show(left, np.asarray(image))
+    show(right, overlay(image, labels, len(names)))
+    figure.savefig(file, format="png")
 
 
 def draw_comparison(
-    path: Path, rows: Sequence[tuple[Image.Image, np.ndarray, np.ndarray]], names: Sequence[str], title: str
+    file: BinaryIO, rows: Sequence[tuple[Image.Image, np.ndarray, np.ndarray]], names: Sequence[str], title: str
 ) -> None:
     """Draw rows of an image, its true classes and the predicted ones, with one legend.
 
     Args:
-        path: File to write.
+        file: Open file to write a PNG to.
         rows: For each row the RGB image and the true and the predicted class of each pixel (height, width).
         names: Names of the classes.
         title: Line at the top.
     """
-    figure = Figure(figsize=(3 * 2.6 + EXTRA_WIDTH, 2.6 * len(rows) + 0.8), dpi=DOTS_PER_INCH, layout="constrained")
-    figure.suptitle(title, fontsize=TITLE_SIZE)
-    for row, axes in zip(rows, figure.subplots(len(rows), 3, squeeze=False), strict=True):
-        image, truth, prediction = row
-        show(axes[0], np.asarray(image))
-        show(axes[1], color_labels(truth, len(names)))
-        show(axes[2], color_labels(prediction, len(names)))
-        if row is rows[0]:
-            for column, heading in zip(axes, ("image", "truth", "prediction"), strict=True):
-                column.set_title(heading, fontsize=LEGEND_SIZE)
     seen = np.concatenate([labels.ravel() for row in rows for labels in row[1:]])
-    figure.legend(
-        handles=legend_patches(seen, names, with_shares=False),
-        loc="outside right upper",
-        frameon=False,
-        fontsize=LEGEND_SIZE,
-    )
-    figure.savefig(path)
+    patches = legend_patches(seen, names, with_shares=False)
+    figure = new_figure(3 * TILE_SIDE, len(rows) * TILE_SIDE + 0.8, patches)
+    figure.suptitle(title, fontsize=TITLE_SIZE)
+    grid = figure.subplots(len(rows), 3, squeeze=False)
+    for (image, *maps), axes in zip(rows, grid, strict=True):
+        for column, picture in zip(
+            axes, [np.asarray(image), *(color_labels(labels, len(names)) for labels in maps)], strict=True
+        ):
+            show(column, picture)
+    for column, heading in zip(grid[0], ("image", "truth", "prediction"), strict=True):
+        column.set_title(heading, fontsize=LEGEND_SIZE)
+    figure.savefig(file, format="png")
+
+
+def new_figure(width: float, height: float, patches: list[Patch]) -> Figure:
+    """Figure with a legend at the right of `width` x `height` inches for pictures; higher where the legend is."""
+    height = max(height, LEGEND_LINE * len(patches) + 0.4)
+    figure = Figure(figsize=(width + LEGEND_WIDTH, height), dpi=DOTS_PER_INCH, layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.1, w_pad=0.08)
+    figure.legend(handles=patches, loc="outside right upper", frameon=False, fontsize=LEGEND_SIZE)
+    return figure
 
 
 def show(axes, picture: np.ndarray) -> None:

@@ -44,7 +44,7 @@ def check_same_run(path: Path, settings: dict, way_out: str) -> None:
         now, before = settings.get(name), earlier.get(name)
         if now != before:
             raise InputError(
-                f"--{name} is {now}, but the run that {path.parent} holds was started with {before}: {way_out}"
+                f"`{name}` is {now}, but the run that {path.parent} holds was started with {before}: {way_out}"
             )
 
 
