@@ -126,7 +126,13 @@ class SampledRegions:
 
 
 def sample_regions(proposals: torch.Tensor, target: Target) -> SampledRegions:
-    """A quarter of boxes with an object, among them the objects' own, and the rest without."""
+    """A quarter of boxes with an object, among them the objects' own, and the rest without.
+
+    Raises:
+        ValueError: There are no masks to learn.
+    """
+    if target.masks is None:
+        raise ValueError("`labels` have no `masks`, which an instance segmenter learns; give (objects, height, width).")
     boxes = torch.cat([target.boxes, proposals])
     matches = match_boxes(boxes, target.boxes, foreground=0.5, background=0.5, lowest=None)
     positive, negative = sample_matches(matches, BOX_SAMPLES, 0.25)
@@ -175,40 +181,52 @@ def group_images(pixel_values: torch.Tensor, sizes: list[tuple[int, int]], multi
     ]
 
 
-def read_targets(labels: list[dict], sizes: list[tuple[int, int]], num_labels: int) -> list[Target]:
-    """Transformers' labels, with boxes (centre x, centre y, width, height) relative to the image, as targets.
+def read_targets(
+    labels: list[dict], sizes: list[tuple[int, int]], padded_size: tuple[int, int], config: CrossFormerConfig
+) -> list[Target]:
+    """Transformers' labels as targets.
 
     Raises:
         ValueError: An annotation is wrong; the message names the image and the annotation.
     """
     if len(labels) != len(sizes):
         raise ValueError(f"`labels` are of {len(labels)} images, but there are {len(sizes)}; give one entry per image.")
-    return [read_target(index, label, size, num_labels) for index, (label, size) in enumerate(zip(labels, sizes))]
+    for index, label in enumerate(labels):
+        check_label(f"labels[{index}]", label, {tuple(sizes[index]), tuple(padded_size)}, config.num_labels)
+    return [read_target(label, size) for label, size in zip(labels, sizes, strict=True)]
 
 
-def read_target(index: int, label: dict, size: tuple[int, int], num_labels: int) -> Target:
-    """One image's labels as a target."""
+def read_target(label: dict, size: tuple[int, int]) -> Target:
+    """One image's labels as a target; boxes are relative to `size` (height, width), or to the label's own."""
+    height, width = label.get("size", size)
+    scale = label["boxes"].new_tensor([width, height, width, height])
+    boxes = box_convert(label["boxes"], "cxcywh", "xyxy") * scale
+    return Target(full_precision(boxes), label["class_labels"], label.get("masks"))
+
+
+def check_label(name: str, label: dict, sizes: set[tuple[int, int]], num_labels: int) -> None:
+    """Raise a `ValueError` that names the annotation unless classes, boxes and masks are possible."""
     classes, boxes, masks = label["class_labels"], label["boxes"], label.get("masks")
     if boxes.shape != (len(classes), 4):
         raise ValueError(
-            f"`labels[{index}]['boxes']` has the shape {tuple(boxes.shape)}, but must be (objects, 4) for the "
+            f"`{name}['boxes']` has the shape {tuple(boxes.shape)}, but must be (objects, 4) for the "
             f"{len(classes)} `class_labels`."
         )
-    outside = ((classes < 0) | (classes >= num_labels)).nonzero().flatten().tolist()
-    if outside:
+    if masks is not None and (len(masks) != len(classes) or tuple(masks.shape[1:]) not in sizes):
         raise ValueError(
-            f"`labels[{index}]['class_labels'][{outside[0]}]` is {int(classes[outside[0]])}, but the model has "
-            f"{num_labels} classes, from 0; correct the annotation or set `num_labels`."
+            f"`{name}['masks']` has the shape {tuple(masks.shape)}, but must be (objects, height, width) for the "
+            f"{len(classes)} `class_labels` and the image's size: {' or '.join(map(str, sorted(sizes)))}."
         )
-    empty = ((boxes[:, 2:] <= 0).any(dim=1) | ~boxes.isfinite().all(dim=1)).nonzero().flatten().tolist()
-    if empty:
+    for wrong in ((classes < 0) | (classes >= num_labels)).nonzero().flatten().tolist()[:1]:
         raise ValueError(
-            f"`labels[{index}]['boxes'][{empty[0]}]` is {boxes[empty[0]].tolist()}, but width and height must be "
-            "positive; remove the annotation."
+            f"`{name}['class_labels'][{wrong}]` is {int(classes[wrong])}, but the model has {num_labels} classes, "
+            "from 0; correct the annotation or set `num_labels`."
         )
-    height, width = size
-    scale = boxes.new_tensor([width, height, width, height])
-    return Target(box_convert(boxes, "cxcywh", "xyxy") * scale, classes, masks)
+    for wrong in (~(boxes[:, 2:] > 0).all(dim=1) | ~boxes.isfinite().all(dim=1)).nonzero().flatten().tolist()[:1]:
+        raise ValueError(
+            f"`{name}['boxes'][{wrong}]` is {boxes[wrong].tolist()}, but width and height must be positive; remove "
+            "the annotation."
+        )
 
 
 @dataclass(frozen=True)
@@ -325,8 +343,8 @@ class CrossFormerDetector(CrossFormerPreTrainedModel):
             pixel_values: Normalised images (batch, num_channels, height, width), each side at least one patch.
             pixel_mask: (batch, height, width): 1 for an image's pixels, 0 for the padding below and on the right of it.
             labels: For each image a dictionary of `class_labels` (objects,), `boxes` (objects, 4), as centre x, centre
-                y, width and height relative to the image without padding, and, for an instance segmenter, `masks`
-                (objects, height, width), with or without the padding.
+                y, width and height relative to `size` (height, width), or to the image without padding if there is no
+                `size`, and, for an instance segmenter, `masks` (objects, height, width), with or without the padding.
             kwargs: `output_hidden_states`, `output_attentions` and the like.
 
         Returns:
@@ -337,7 +355,9 @@ class CrossFormerDetector(CrossFormerPreTrainedModel):
             ValueError: The images are as in `CrossFormerModel`, or the mask or an annotation does not fit them.
         """
         sizes = image_sizes(pixel_values, pixel_mask)
-        targets = None if labels is None else read_targets(labels, sizes, self.config.num_labels)
+        targets = None
+        if labels is not None:
+            targets = read_targets(labels, sizes, pixel_values.shape[-2:], self.config)
         groups = group_images(pixel_values, sizes, self.strides[self.config.num_stages - 1])
         with_detections = labels is None or not self.training
         terms, detections = [], {}
