@@ -34,9 +34,7 @@ AutoModelForSemanticSegmentation.register(CrossFormerConfig, CrossFormerForSeman
 AutoModelForObjectDetection.register(CrossFormerConfig, CrossFormerForObjectDetection, exist_ok=True)
 AutoModelForInstanceSegmentation.register(CrossFormerConfig, CrossFormerForInstanceSegmentation, exist_ok=True)
 AutoBackbone.register(CrossFormerConfig, CrossFormerBackbone, exist_ok=True)
-AutoImageProcessor.register(
-    CrossFormerConfig, fast_image_processor_class=CrossFormerImageProcessor, exist_ok=True
-)
+AutoImageProcessor.register(CrossFormerConfig, fast_image_processor_class=CrossFormerImageProcessor, exist_ok=True)
 
 __all__ = [
     "__version__",

@@ -56,9 +56,7 @@ class CrossFormerImageProcessor(DeformableDetrImageProcessor):
             for index, size in enumerate(target_sizes)
         ]
 
-    def _segments(
-        self, outputs, index: int, size: tuple[int, int], threshold: float, mask_threshold: float
-    ) -> dict:
+    def _segments(self, outputs, index: int, size: tuple[int, int], threshold: float, mask_threshold: float) -> dict:
         """The segments of one image, as binary maps."""
         scores, labels = outputs.logits[index].sigmoid().max(dim=1)
         kept = (scores > threshold).nonzero().squeeze(1)

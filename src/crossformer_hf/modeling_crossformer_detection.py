@@ -132,7 +132,9 @@ def sample_regions(proposals: torch.Tensor, target: Target) -> SampledRegions:
         ValueError: There are no masks to learn.
     """
     if target.masks is None:
-        raise ValueError("`labels` have no `masks`, which an instance segmenter learns; give (objects, height, width).")
+        raise ValueError(
+            "`labels` have no `masks`, which an instance segmenter learns; give (objects, height, width)."
+        )
     boxes = torch.cat([target.boxes, proposals])
     matches = match_boxes(boxes, target.boxes, foreground=0.5, background=0.5, lowest=None)
     positive, negative = sample_matches(matches, BOX_SAMPLES, 0.25)
@@ -190,7 +192,9 @@ def read_targets(
         ValueError: An annotation is wrong; the message names the image and the annotation.
     """
     if len(labels) != len(sizes):
-        raise ValueError(f"`labels` are of {len(labels)} images, but there are {len(sizes)}; give one entry per image.")
+        raise ValueError(
+            f"`labels` are of {len(labels)} images, but there are {len(sizes)}; give one entry per image."
+        )
     for index, label in enumerate(labels):
         check_label(f"labels[{index}]", label, {tuple(sizes[index]), tuple(padded_size)}, config.num_labels)
     return [read_target(label, size) for label, size in zip(labels, sizes, strict=True)]
@@ -273,6 +277,17 @@ def collate(
     return {"logits": logits, "pred_boxes": boxes, "pred_masks": masks}
 
 
+def starting_at(layer: nn.Module, std: float, bias: float = 0.0) -> nn.Module:
+    """The layer, with a note for `_init_weights`, which sees layers that have weights and not what they belong to."""
+    layer.initial_std, layer.initial_bias = std, bias
+    return layer
+
+
+def rectified(layer: nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
+    """The layer, noted to start so that gradients keep their scale through a ReLU (arXiv 1502.01852)."""
+    return starting_at(layer, math.sqrt(2 / (layer.out_channels * math.prod(layer.kernel_size))))
+
+
 class CrossFormerExtraLevels(nn.Module):
     """RetinaNet's two levels above the pyramid, of the backbone's last map, with nothing between them."""
 
@@ -296,10 +311,16 @@ class CrossFormerAnchorHead(nn.Module):
         super().__init__()
         channels, anchors = config.fpn_hidden_size, 3 * len(RETINANET_SCALES)
         self.num_labels = config.num_labels
-        self.class_convolutions = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(4))
-        self.box_convolutions = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(4))
-        self.classifier = nn.Conv2d(channels, anchors * config.num_labels, 3, padding=1)
-        self.box_regressor = nn.Conv2d(channels, anchors * 4, 3, padding=1)
+        self.class_convolutions = nn.ModuleList(self.convolution(channels, channels) for _ in range(4))
+        self.box_convolutions = nn.ModuleList(self.convolution(channels, channels) for _ in range(4))
+        rare = -math.log((1 - PRIOR) / PRIOR)
+        self.classifier = self.convolution(channels, anchors * config.num_labels, bias=rare)
+        self.box_regressor = self.convolution(channels, anchors * 4)
+
+    @staticmethod
+    def convolution(in_channels: int, out_channels: int, bias: float = 0.0) -> nn.Conv2d:
+        """A 3 x 3 convolution that starts as the paper's."""
+        return starting_at(nn.Conv2d(in_channels, out_channels, 3, padding=1), std=0.01, bias=bias)
 
     def forward(self, feature_map: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One level to logits (batch, anchors, num_labels) and deltas (batch, anchors, 4)."""
@@ -323,6 +344,13 @@ class CrossFormerDetector(CrossFormerPreTrainedModel):
     def __init__(self, config: CrossFormerConfig):
         super().__init__(config)
         self.crossformer = CrossFormerBackbone(config)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if hasattr(module, "initial_std"):
+            init.normal_(module.weight, std=module.initial_std)
+            init.constant_(module.bias, module.initial_bias)
 
     @property
     def strides(self) -> list[int]:
@@ -404,16 +432,6 @@ class CrossFormerForObjectDetection(CrossFormerDetector):
         self.head = CrossFormerAnchorHead(config)
         self.post_init()
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, CrossFormerAnchorHead):
-            for convolution in module.modules():
-                if isinstance(convolution, nn.Conv2d):
-                    init.normal_(convolution.weight, std=0.01)
-                    init.zeros_(convolution.bias)
-            init.constant_(module.classifier.bias, -math.log((1 - PRIOR) / PRIOR))
-
     def pyramid(self, feature_maps: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
         """Levels of the stages but the first, and two coarser ones."""
         return [*self.neck(feature_maps[1:]), *self.extra_levels(feature_maps[-1])]
@@ -473,9 +491,10 @@ class CrossFormerProposalHead(nn.Module):
     def __init__(self, config: CrossFormerConfig):
         super().__init__()
         anchors = RATIOS * len(PROPOSAL_SCALES)
-        self.convolution = nn.Conv2d(config.fpn_hidden_size, config.fpn_hidden_size, 3, padding=1)
-        self.objectness = nn.Conv2d(config.fpn_hidden_size, anchors, 1)
-        self.box_regressor = nn.Conv2d(config.fpn_hidden_size, anchors * 4, 1)
+        channels = config.fpn_hidden_size
+        self.convolution = starting_at(nn.Conv2d(channels, channels, 3, padding=1), std=0.01)
+        self.objectness = starting_at(nn.Conv2d(channels, anchors, 1), std=0.01)
+        self.box_regressor = starting_at(nn.Conv2d(channels, anchors * 4, 1), std=0.01)
 
     def forward(self, feature_map: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One level to logits (batch, anchors) and deltas (batch, anchors, 4)."""
@@ -489,10 +508,11 @@ class CrossFormerBoxHead(nn.Module):
     def __init__(self, config: CrossFormerConfig):
         super().__init__()
         self.num_labels = config.num_labels
-        self.fc1 = nn.Linear(config.fpn_hidden_size * BOX_POOLING**2, BOX_FEATURES)
-        self.fc2 = nn.Linear(BOX_FEATURES, BOX_FEATURES)
-        self.classifier = nn.Linear(BOX_FEATURES, config.num_labels + 1)
-        self.box_regressor = nn.Linear(BOX_FEATURES, config.num_labels * 4)
+        pooled = config.fpn_hidden_size * BOX_POOLING**2
+        self.fc1 = starting_at(nn.Linear(pooled, BOX_FEATURES), std=math.sqrt(2 / (pooled + BOX_FEATURES)))
+        self.fc2 = starting_at(nn.Linear(BOX_FEATURES, BOX_FEATURES), std=math.sqrt(1 / BOX_FEATURES))
+        self.classifier = starting_at(nn.Linear(BOX_FEATURES, config.num_labels + 1), std=0.01)
+        self.box_regressor = starting_at(nn.Linear(BOX_FEATURES, config.num_labels * 4), std=0.001)
 
     def forward(self, regions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(boxes, channels, 7, 7) to logits (boxes, num_labels + 1) and deltas (boxes, num_labels, 4)."""
@@ -507,9 +527,9 @@ class CrossFormerMaskHead(nn.Module):
     def __init__(self, config: CrossFormerConfig):
         super().__init__()
         channels = config.fpn_hidden_size
-        self.convolutions = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(4))
-        self.upsampling = nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2)
-        self.classifier = nn.Conv2d(channels, config.num_labels, 1)
+        self.convolutions = nn.ModuleList(rectified(nn.Conv2d(channels, channels, 3, padding=1)) for _ in range(4))
+        self.upsampling = rectified(nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2))
+        self.classifier = starting_at(nn.Conv2d(channels, config.num_labels, 1), std=0.01)
 
     def forward(self, regions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """(boxes, channels, 14, 14) to logits (boxes, 28, 28) of the masks of the boxes' own labels."""
@@ -542,23 +562,6 @@ class CrossFormerForInstanceSegmentation(CrossFormerDetector):
         self.box_head = CrossFormerBoxHead(config)
         self.mask_head = CrossFormerMaskHead(config)
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, CrossFormerProposalHead):
-            for convolution in (module.convolution, module.objectness, module.box_regressor):
-                init.normal_(convolution.weight, std=0.01)
-                init.zeros_(convolution.bias)
-        elif isinstance(module, CrossFormerBoxHead):
-            init.normal_(module.classifier.weight, std=0.01)
-            init.normal_(module.box_regressor.weight, std=0.001)
-            for linear in (module.fc1, module.fc2):
-                init.xavier_uniform_(linear.weight)
-        elif isinstance(module, CrossFormerMaskHead):
-            for layer in (*module.convolutions, module.upsampling, module.classifier):
-                init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                init.zeros_(layer.bias)
 
     def pyramid(self, feature_maps: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
         """Levels of all stages, and every second token of the last."""
@@ -636,9 +639,7 @@ class CrossFormerForInstanceSegmentation(CrossFormerDetector):
             **self.region_losses(pyramid, proposals, targets),
         }
 
-    def proposal_losses(
-        self, anchors: torch.Tensor, predictions: list, targets: list[Target]
-    ) -> dict[str, LossTerm]:
+    def proposal_losses(self, anchors: torch.Tensor, predictions: list, targets: list[Target]) -> dict[str, LossTerm]:
         """Cross entropy and L1 loss of sampled anchors."""
         logits, deltas = (torch.cat(levels, dim=1) for levels in zip(*predictions, strict=True))
         objectness, boxes, count = [], [], 0
