@@ -91,19 +91,29 @@ def build_parser(argv: list[str] | None) -> CommandParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--recipe", default="shapes")
-    recipe = first.parse_known_args(argv)[0].recipe
     parser.set_defaults(
         output_dir="outputs/segmentation",
         eval_strategy="steps",
+        disable_tqdm=False,
         save_total_limit=2,
         remove_unused_columns=False,
         batch_eval_metrics=True,
         dataloader_pin_memory=torch.accelerator.is_available(),
-        **RECIPES.get(recipe, {}),
+        **recipe_defaults(argv),
     )
     return parser
+
+
+def recipe_defaults(argv: list[str] | None) -> dict:
+    """Defaults of the recipe that `argv` names; where a number of epochs is given, not its number of steps."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe", default="shapes")
+    parser.add_argument("--num_train_epochs", "--num-train-epochs")
+    given = parser.parse_known_args(argv)[0]
+    defaults = dict(RECIPES.get(given.recipe, {}))
+    if given.num_train_epochs is not None:
+        defaults.pop("max_steps", None)
+    return defaults
 
 
 def use_shapes(data: SegmentationTrainingDataArguments, training: TrainingArguments, size: int) -> None:
@@ -122,13 +132,20 @@ def build_model(model: ModelArguments, names: list[str], image_size: int) -> Pre
     return build_segmentor(model.head, model.architecture, model.config_overrides, names, image_size)
 
 
-def check_batches(head: str, num_images: int, training: TrainingArguments) -> None:
-    """Drop an incomplete last batch; UPerNet's norms need two images in every other."""
+def check_training(head: str, num_images: int, training: TrainingArguments) -> None:
+    """Check that batches and steps suffice; an incomplete last batch is dropped where there are others."""
     batch_size = training.per_device_train_batch_size
     if head == "upernet" and min(batch_size, num_images) < 2:
         raise InputError(
             f"--per_device_train_batch_size is {batch_size} and there are {num_images} training images, but UPerNet's "
             "batch norms need at least 2 in a batch: give more"
+        )
+    if training.learning_rate <= 0:
+        raise InputError(f"--learning_rate is {training.learning_rate}, but it must be positive: give more")
+    if 0 < training.max_steps <= training.warmup_steps:
+        raise InputError(
+            f"--warmup_steps is {training.warmup_steps:g}, but it must be less than --max_steps, which is "
+            f"{training.max_steps}: give less, such as 0"
         )
     training.dataloader_drop_last = num_images >= training.train_batch_size
 
@@ -187,7 +204,7 @@ def finetune(
     names = read_class_names(data)
     model = build_model(model_arguments, names, augmentation.crop_size)
     splits = training_samples(data, names), validation_samples(data, names)
-    check_batches(model_arguments.head, len(splits[0]), training)
+    check_training(model_arguments.head, len(splits[0]), training)
     trainer = build_trainer(model, names, splits, augmentation, training, model_arguments.decay_norms)
     announce(model, splits, names, training, checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)

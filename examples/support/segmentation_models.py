@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -50,7 +51,7 @@ def build_segmentor(
         if head == "fpn":
             return CrossFormerForSemanticSegmentation(config)
         return UperNetForSemanticSegmentation(upernet_config(config, labels))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, StrictDataclassError) as error:
         raise InputError(
             f"--architecture {architecture} with --config_overrides {overrides} gives no model ({error}): give one of "
             f"{', '.join(PRESETS)} and overrides such as '{{\"drop_path_rate\": 0.3}}'"

@@ -28,6 +28,14 @@ class SegmentationTrainer(Trainer):
             self.remove_callback(ProgressCallback)
             self.add_callback(ScoreBar)
 
+    def get_eval_dataloader(self, eval_dataset=None):
+        """Batches of all held-out images: only in training is an incomplete last one dropped."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters that decay; unlike Transformers' default, biases are among them."""
         norms = {
