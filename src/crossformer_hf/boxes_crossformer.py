@@ -1,7 +1,7 @@
 """Boxes for the detectors: anchors, encoding, matching, selection and masks, as mmdetection 2.x computes them.
 
-Boxes are (x1, y1, x2, y2) in pixels. What torchvision has, it does; what is here differs from torchvision's, each time for
-the reason given. Nothing here has weights or state.
+Boxes are (x1, y1, x2, y2) in pixels. What torchvision has, it does; what is here differs from torchvision's, each time
+for the reason given. Nothing here has weights or state.
 """
 
 import math
@@ -32,7 +32,7 @@ def base_anchors(stride: int, scales: tuple[float, ...], like: torch.Tensor) -> 
 
 
 def grid_anchors(feature_map: torch.Tensor, stride: int, scales: tuple[float, ...]) -> torch.Tensor:
-    """Anchors (height * width * 3 * scales, 4) at each token of (batch, channels, height, width), `stride` pixels apart.
+    """Anchors (height * width * 3 * scales, 4) of the tokens of (batch, channels, height, width), in pixels.
 
     torchvision derives the stride from the sizes of image and map, which is wrong where the map was rounded up.
     """

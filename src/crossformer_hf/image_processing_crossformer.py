@@ -8,7 +8,7 @@ from .boxes_crossformer import paste_masks
 
 
 class CrossFormerImageProcessor(DeformableDetrImageProcessor):
-    """Resizes, normalises and pads images and COCO annotations as for Deformable DETR, and reads masks off the outputs.
+    """Resizes, normalises and pads images and COCO annotations as for Deformable DETR; reads masks off the outputs.
 
     `post_process_object_detection` is that of Deformable DETR, and gives the boxes of both detectors.
     """

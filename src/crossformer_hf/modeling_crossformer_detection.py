@@ -2,8 +2,8 @@
 
 Papers: arXiv 1708.02002 (RetinaNet), 1703.06870 (Mask R-CNN) and 1612.03144 (feature pyramid).
 
-An image's result depends on that image alone: images of one batch are computed together only where they are padded to the
-same size, a multiple of the coarsest stride.
+An image's result depends on that image alone: images of one batch are computed together only where they are padded to
+the same size, a multiple of the coarsest stride.
 """
 
 import math
@@ -68,7 +68,7 @@ class CrossFormerDetectionOutput(ModelOutput):
         loss_dict: Each of them.
         logits: (batch, detections, num_labels): the logit of a detection's score at its label, elsewhere minus
             infinity, and everywhere for the empty places behind an image's last detection. Highest scores come first.
-        pred_boxes: (batch, detections, 4): centre x, centre y, width and height, relative to the image without padding.
+        pred_boxes: (batch, detections, 4): centre x, centre y, width, height, relative to the image without padding.
         pred_masks: (batch, detections, 28, 28): logits of the masks inside the boxes; of an instance segmenter only.
         hidden_states: As of `CrossFormerModel`, when asked for and all images are padded to one size.
         attentions: The same.
@@ -369,7 +369,7 @@ class CrossFormerDetector(CrossFormerPreTrainedModel):
 
         Args:
             pixel_values: Normalised images (batch, num_channels, height, width), each side at least one patch.
-            pixel_mask: (batch, height, width): 1 for an image's pixels, 0 for the padding below and on the right of it.
+            pixel_mask: (batch, height, width): 1 for an image's pixels, 0 for the padding, below and on the right.
             labels: For each image a dictionary of `class_labels` (objects,), `boxes` (objects, 4), as centre x, centre
                 y, width and height relative to `size` (height, width), or to the image without padding if there is no
                 `size`, and, for an instance segmenter, `masks` (objects, height, width), with or without the padding.
@@ -503,7 +503,7 @@ class CrossFormerProposalHead(nn.Module):
 
 
 class CrossFormerBoxHead(nn.Module):
-    """Two linear layers on a region's features, then its class, the last being background, and a box for each class."""
+    """Two linear layers on a region's features, then its class, the last being background, and a box per class."""
 
     def __init__(self, config: CrossFormerConfig):
         super().__init__()
@@ -598,7 +598,7 @@ class CrossFormerForInstanceSegmentation(CrossFormerDetector):
         return boxes[kept], scores[kept]
 
     def pool(self, pyramid: list[torch.Tensor], boxes: list[torch.Tensor], size: int) -> torch.Tensor:
-        """Features (boxes, channels, size, size) of the boxes of all images; the coarsest level serves proposals only."""
+        """Features (boxes, channels, size, size) of all images' boxes; the coarsest level serves proposals only."""
         return pool_regions(pyramid[:-1], self.strides[: len(pyramid) - 1], boxes, size)
 
     def detect(self, pyramid: list[torch.Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
