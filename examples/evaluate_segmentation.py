@@ -9,7 +9,6 @@ The multi-scale test of the original code:
 Without data, it draws coloured shapes. A killed run goes on where it stopped when the same command is given again.
 """
 
-import argparse
 import hashlib
 import sys
 import time
@@ -64,11 +63,7 @@ class EvaluationArguments:
 
 def build_parser() -> CommandParser:
     """Parser of all flags."""
-    return CommandParser(
-        [EvaluationArguments, SegmentationDataArguments],
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    return CommandParser([EvaluationArguments, SegmentationDataArguments], description=__doc__)
 
 
 def use_shapes(data: SegmentationDataArguments, output: Path, processor) -> None:

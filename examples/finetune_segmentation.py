@@ -65,7 +65,8 @@ class ModelArguments:
 
     recipe: str = field(
         default="shapes",
-        metadata={"help": "Defaults of the other flags: the original recipe for a head, or for the drawn shapes.",
+        metadata={"help": "Defaults of the other flags: the original recipe for a head, or one for the drawn shapes. "
+                          "Unless given, `shapes` without data and `fpn` with it.",
                   "choices": list(RECIPES)},
     )  # fmt: skip
     head: str = field(default="fpn", metadata={"help": "Semantic FPN or UPerNet.", "choices": list(HEADS)})
@@ -89,7 +90,6 @@ def build_parser(argv: list[str] | None) -> CommandParser:
     parser = CommandParser(
         [ModelArguments, SegmentationTrainingDataArguments, AugmentationArguments, TrainingArguments],
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(
         output_dir="outputs/segmentation",
@@ -105,14 +105,16 @@ def build_parser(argv: list[str] | None) -> CommandParser:
 
 
 def recipe_defaults(argv: list[str] | None) -> dict:
-    """Defaults of the recipe that `argv` names; where a number of epochs is given, not its number of steps."""
+    """Defaults of the recipe that `argv` names, but for those that go with a flag which is given."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--recipe", default="shapes")
-    parser.add_argument("--num_train_epochs", "--num-train-epochs")
+    for name in ("recipe", "train_dir", "dataset_name", "num_train_epochs", "architecture"):
+        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}")
     given = parser.parse_known_args(argv)[0]
-    defaults = dict(RECIPES.get(given.recipe, {}))
-    if given.num_train_epochs is not None:
-        defaults.pop("max_steps", None)
+    recipe = given.recipe or ("fpn" if given.train_dir or given.dataset_name else "shapes")
+    defaults = {"recipe": recipe, **RECIPES.get(recipe, {})}
+    for flag, default in {"num_train_epochs": "max_steps", "architecture": "config_overrides"}.items():
+        if getattr(given, flag) is not None:
+            defaults.pop(default, None)
     return defaults
 
 

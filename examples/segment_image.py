@@ -33,19 +33,17 @@ MASKS = "masks"
 
 def build_parser() -> CommandParser:
     """Parser of the command line."""
-    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("images", nargs="*", type=Path, help="image files, or folders of them")
     parser.add_argument("--model_name_or_path", required=True, help="folder or Hub name of a trained segmentor")
-    parser.add_argument(
-        "--output_dir", type=Path, default=Path("outputs/segmented"), help="folder to write (%(default)s)"
-    )
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/segmented"), help="folder to write")
     parser.add_argument("--mask", action="store_true", help="also write the class of each pixel, as grey PNG files")
     parser.add_argument(
         "--convert_rgb", action="store_true", help="convert grey, palette, CMYK and transparent images"
     )
     parser.add_argument("--skip_broken", action="store_true", help="leave out unusable images, and say which")
     parser.add_argument("--overwrite", action="store_true", help="replace pictures that are already there")
-    parser.add_argument("--device", help="such as cpu or cuda (the accelerator, if there is one)")
+    parser.add_argument("--device", help="such as cpu or cuda; the accelerator, if there is one")
     return parser
 
 

@@ -34,6 +34,7 @@ SIZE = 32
 TINY = {"patch_sizes": [2, 4, 8, 16], "embed_dim": 16, "num_heads": [1, 1, 2], "depths": [1, 1, 1]}
 TINY_IMAGES = f"--crop_size {SIZE} --shortest_edge {SIZE} --longest_edge {4 * SIZE}".split()
 TINY_TRAINING = [
+    *["--recipe", "shapes"],
     *TINY_IMAGES,
     *"--max_steps 4 --save_steps 2 --eval_steps 2 --logging_steps 1 --warmup_steps 0".split(),
     *"--per_device_train_batch_size 4 --architecture crossformer-64px --config_overrides".split(),
@@ -200,6 +201,12 @@ def test_recipe_is_the_default_and_flags_go_first(recipe, tmp_path):
     flags += ["--num_train_epochs", "7"]
     training = finetune_segmentation.build_parser(flags).parse(flags)[-1]
     assert (training.max_steps, training.num_train_epochs) == (-1, 7)
+
+
+def test_recipe_follows_from_the_data_and_overrides_from_the_architecture():
+    for flags, recipe in {(): "shapes", ("--train_dir", "x"): "fpn", ("--dataset-name", "x"): "fpn"}.items():
+        assert finetune_segmentation.recipe_defaults(list(flags))["recipe"] == recipe
+    assert "config_overrides" not in finetune_segmentation.recipe_defaults(["--architecture", "crossformer-s"])
 
 
 @pytest.mark.parametrize("decay_norms", [True, False])

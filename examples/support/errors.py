@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from transformers import HfArgumentParser
@@ -16,8 +16,22 @@ class InputError(Exception):
     """Something that the user can mend; the message is one line: what, its value, the rule and the way out."""
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Help that keeps the description's lines and gives every default."""
+
+
 class CommandParser(HfArgumentParser):
-    """Parser of flags described by dataclasses, which explains a mistake in one line."""
+    """Parser of flags described by dataclasses, which explains a mistake in one line.
+
+    Args:
+        dataclass_types: The dataclasses, if any.
+        description: What the command does.
+    """
+
+    def __init__(self, dataclass_types: Sequence[type] = (), *, description: str):
+        super().__init__(
+            dataclass_types, description=description, usage="%(prog)s [flags]", formatter_class=HelpFormatter
+        )
 
     def error(self, message: str) -> NoReturn:
         """Print the message and leave."""

@@ -222,10 +222,12 @@ def find_problems(samples: SegmentationSamples, description: str) -> dict[int, s
             return str(error)
         return None
 
-    with ThreadPoolExecutor() as pool:
-        found = list(
-            tqdm(pool.map(problem_of, range(len(samples))), desc=description, total=len(samples), leave=False)
-        )
+    pool = ThreadPoolExecutor()
+    try:
+        reading = pool.map(problem_of, range(len(samples)))
+        found = list(tqdm(reading, desc=description, total=len(samples), leave=False))
+    finally:  # When interrupted, do not read all the rest.
+        pool.shutdown(cancel_futures=True)
     return {index: problem for index, problem in enumerate(found) if problem}
 
 

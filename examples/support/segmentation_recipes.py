@@ -19,6 +19,7 @@ ADE20K_IMAGES = {
     "per_device_eval_batch_size": 1,
     "dataloader_num_workers": 4,
     "lr_scheduler_type": "polynomial",
+    "max_grad_norm": 0.0,  # Gradients are not clipped.
     "save_steps": 8000,
     "eval_steps": 8000,
     "logging_steps": 50,

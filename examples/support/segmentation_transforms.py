@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 from transformers import SegformerImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from .resizing import fit_size, round_up
+from .resizing import SIZE_DIVISOR, fit_size, round_up
 from .segmentation_data import IGNORE_INDEX
 
 
@@ -37,9 +37,11 @@ class AugmentationArguments:
 
     def __post_init__(self):
         """Check every value."""
-        for name in ("shortest_edge", "longest_edge", "min_ratio", "crop_size"):
+        for name in ("shortest_edge", "longest_edge", "min_ratio"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"--{name} is {getattr(self, name)}, but it must be positive: give a larger one")
+        if self.crop_size < SIZE_DIVISOR:
+            raise ValueError(f"--crop_size is {self.crop_size}, but it must be at least {SIZE_DIVISOR}: give more")
         for smaller, larger in (("shortest_edge", "longest_edge"), ("min_ratio", "max_ratio")):
             if getattr(self, smaller) > getattr(self, larger):
                 raise ValueError(
