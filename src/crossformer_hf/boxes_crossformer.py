@@ -75,23 +75,21 @@ def suppress(
 
 
 def match_boxes(
-    references: torch.Tensor, targets: torch.Tensor, foreground: float, background: float, lowest: float | None
+    references: torch.Tensor, targets: torch.Tensor, foreground: float, background: float, lowest: float
 ) -> torch.Tensor:
     """Index of each reference's target, -1 for background and -2 for neither.
 
-    Every target keeps the references that overlap it most, if they do by `lowest` at least; `None` turns that off.
+    Every target keeps the references that overlap it most, if they do by `lowest` at least, even those that overlap
+    another target more; torchvision leaves these to the other. Of several such targets the last has the reference.
     """
-    if len(targets) == 0:
-        return torch.full((len(references),), -1, device=references.device)
     overlaps = box_iou(targets, references)
-    matches = Matcher(foreground, background, allow_low_quality_matches=False)(overlaps)
-    if lowest is None:
-        return matches
-    keepers = (overlaps.amax(dim=1) >= max(lowest, torch.finfo(overlaps.dtype).tiny)).nonzero().squeeze(1)
-    if len(keepers) == 0:
-        return matches
-    kept = Matcher(foreground, background, allow_low_quality_matches=True)(overlaps[keepers])
-    return torch.where((matches < 0) & (kept >= 0), keepers[kept.clamp(min=0)], matches)
+    if overlaps.numel() == 0:
+        return torch.full((len(references),), -1, device=references.device)
+    matches = Matcher(foreground, background)(overlaps)
+    highest = overlaps.amax(dim=1, keepdim=True)
+    keeps = (overlaps == highest) & (highest >= max(lowest, torch.finfo(overlaps.dtype).tiny))
+    keepers, kept = keeps.nonzero(as_tuple=True)
+    return matches.scatter_reduce(0, kept, keepers, "amax", include_self=False)
 
 
 def sample_matches(matches: torch.Tensor, number: int, positive_fraction: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -71,7 +71,7 @@ class CrossFormerImageProcessor(DeformableDetrImageProcessor):
             for mask, box in zip(outputs.pred_masks[index, kept].sigmoid(), boxes, strict=True)
         ]
         return {
-            "segmentation": torch.stack(maps) if maps else torch.zeros(0, *size, dtype=torch.bool),
+            "segmentation": torch.stack(maps) if maps else boxes.new_zeros(0, *size, dtype=torch.bool),
             "segments_info": [
                 {"id": place, "label_id": int(labels[row]), "score": float(scores[row]), "box": boxes[place].tolist()}
                 for place, row in enumerate(kept.tolist())

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torchvision.models.detection._utils import BoxCoder
-from torchvision.ops import box_convert, roi_align, sigmoid_focal_loss
+from torchvision.ops import box_convert, clip_boxes_to_image, roi_align, sigmoid_focal_loss
 from transformers import initialization as init
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
@@ -40,6 +40,7 @@ from .modeling_crossformer import (
 
 
 CANDIDATES_PER_LEVEL = 1000
+TRAINING_PROPOSAL_CANDIDATES = 2000
 # Anchor sizes, as multiples of a level's stride.
 RETINANET_SCALES = tuple(4 * 2 ** (octave / 3) for octave in range(3))
 PROPOSAL_SCALES = (8.0,)
@@ -95,11 +96,11 @@ class Detections:
 
 @dataclass(frozen=True)
 class Target:
-    """What is in one image: boxes (objects, 4) in pixels, labels, and maybe masks (objects, height, width)."""
+    """What is in one image: boxes (objects, 4) in pixels, labels, and masks (objects, height, width) or none."""
 
     boxes: torch.Tensor
     labels: torch.Tensor
-    masks: torch.Tensor | None = None
+    masks: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -126,17 +127,10 @@ class SampledRegions:
 
 
 def sample_regions(proposals: torch.Tensor, target: Target) -> SampledRegions:
-    """A quarter of boxes with an object, among them the objects' own, and the rest without.
-
-    Raises:
-        ValueError: There are no masks to learn.
-    """
-    if target.masks is None:
-        raise ValueError(
-            "`labels` have no `masks`, which an instance segmenter learns; give (objects, height, width)."
-        )
-    boxes = torch.cat([target.boxes, proposals])
-    matches = match_boxes(boxes, target.boxes, foreground=0.5, background=0.5, lowest=None)
+    """A quarter of boxes with an object, among them the objects' own, and the rest without."""
+    own = torch.arange(len(target.boxes), device=proposals.device)
+    matches = torch.cat([own, match_boxes(proposals, target.boxes, foreground=0.5, background=0.5, lowest=0.5)])
+    boxes = torch.cat([target.boxes.to(proposals.dtype), proposals])
     positive, negative = sample_matches(matches, BOX_SAMPLES, 0.25)
     objects = matches[positive]
     return SampledRegions(
@@ -163,9 +157,16 @@ def image_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> 
             f"`pixel_mask` has the shape {tuple(pixel_mask.shape)}, but must be (batch, height, width) of the images: "
             f"{(len(pixel_values), *pixel_values.shape[-2:])}; pass what the image processor returned."
         )
-    heights = pixel_mask.bool().any(dim=2).sum(dim=1).tolist()
-    widths = pixel_mask.bool().any(dim=1).sum(dim=1).tolist()
-    return list(zip(heights, widths, strict=True))
+    mask = pixel_mask.bool()
+    heights, widths = mask.any(dim=2).sum(dim=1), mask.any(dim=1).sum(dim=1)
+    rows, columns = (torch.arange(size, device=mask.device) for size in mask.shape[1:])
+    corner = (rows < heights[:, None])[:, :, None] & (columns < widths[:, None])[:, None]
+    for wrong in ((mask != corner).any(dim=2).any(dim=1) | (heights == 0)).nonzero().flatten().tolist()[:1]:
+        raise ValueError(
+            f"`pixel_mask[{wrong}]` must be 1 for the pixels of an image in the upper left corner, at least one, and "
+            "0 for the padding; pass what the image processor returned."
+        )
+    return list(zip(heights.tolist(), widths.tolist(), strict=True))
 
 
 def group_images(pixel_values: torch.Tensor, sizes: list[tuple[int, int]], multiple: int) -> list[ImageGroup]:
@@ -184,7 +185,7 @@ def group_images(pixel_values: torch.Tensor, sizes: list[tuple[int, int]], multi
 
 
 def read_targets(
-    labels: list[dict], sizes: list[tuple[int, int]], padded_size: tuple[int, int], config: CrossFormerConfig
+    labels: list[dict], sizes: list[tuple[int, int]], padded_size: tuple[int, int], num_labels: int, with_masks: bool
 ) -> list[Target]:
     """Transformers' labels as targets.
 
@@ -195,41 +196,75 @@ def read_targets(
         raise ValueError(
             f"`labels` are of {len(labels)} images, but there are {len(sizes)}; give one entry per image."
         )
-    for index, label in enumerate(labels):
-        check_label(f"labels[{index}]", label, {tuple(sizes[index]), tuple(padded_size)}, config.num_labels)
-    return [read_target(label, size) for label, size in zip(labels, sizes, strict=True)]
+    targets = []
+    for index, (label, size) in enumerate(zip(labels, sizes, strict=True)):
+        name, possible = f"labels[{index}]", {tuple(size), tuple(padded_size)}
+        check_fields(name, label, with_masks)
+        check_shapes(name, label, possible)
+        check_classes(name, label["class_labels"], num_labels)
+        targets.append(read_target(label, size))
+        check_boxes(name, label["boxes"], targets[-1].boxes)
+    return targets
 
 
 def read_target(label: dict, size: tuple[int, int]) -> Target:
-    """One image's labels as a target; boxes are relative to `size` (height, width), or to the label's own."""
+    """One image's labels as a target, all of it inside the image of `size` (height, width)."""
     height, width = label.get("size", size)
-    scale = label["boxes"].new_tensor([width, height, width, height])
-    boxes = box_convert(label["boxes"], "cxcywh", "xyxy") * scale
-    return Target(full_precision(boxes), label["class_labels"], label.get("masks"))
+    boxes = full_precision(label["boxes"])
+    boxes = box_convert(boxes, "cxcywh", "xyxy") * boxes.new_tensor([width, height, width, height])
+    masks = label.get("masks")
+    masks = boxes.new_zeros(0, *size) if masks is None else masks[:, : size[0], : size[1]]
+    return Target(clip_boxes_to_image(boxes, size), label["class_labels"].long(), masks)
 
 
-def check_label(name: str, label: dict, sizes: set[tuple[int, int]], num_labels: int) -> None:
-    """Raise a `ValueError` that names the annotation unless classes, boxes and masks are possible."""
-    classes, boxes, masks = label["class_labels"], label["boxes"], label.get("masks")
-    if boxes.shape != (len(classes), 4):
+def check_fields(name: str, label: dict, with_masks: bool) -> None:
+    """Raise a `ValueError` unless an image's labels have what is to be learned; without objects, that is no mask."""
+    for field in ("class_labels", "boxes", "masks")[: 3 if with_masks else 2]:
+        if label.get(field) is None and (field != "masks" or len(label["class_labels"])):
+            raise ValueError(
+                f"`{name}` has no `{field}`, but the model learns {'masks' if field == 'masks' else 'boxes'}; give "
+                "what the image processor makes of COCO annotations."
+            )
+
+
+def check_shapes(name: str, label: dict, sizes: set[tuple[int, int]]) -> None:
+    """Raise a `ValueError` unless boxes and masks are as many as classes, and of an image of one of the sizes."""
+    number, possible = len(label["class_labels"]), " or ".join(map(str, sorted(sizes)))
+    boxes, masks = label["boxes"], label.get("masks")
+    if boxes.shape != (number, 4):
         raise ValueError(
-            f"`{name}['boxes']` has the shape {tuple(boxes.shape)}, but must be (objects, 4) for the "
-            f"{len(classes)} `class_labels`."
+            f"`{name}['boxes']` has the shape {tuple(boxes.shape)}, but must be (objects, 4) for the {number} "
+            "`class_labels`."
         )
-    if masks is not None and (len(masks) != len(classes) or tuple(masks.shape[1:]) not in sizes):
+    if masks is not None and (len(masks) != number or tuple(masks.shape[1:]) not in sizes):
         raise ValueError(
             f"`{name}['masks']` has the shape {tuple(masks.shape)}, but must be (objects, height, width) for the "
-            f"{len(classes)} `class_labels` and the image's size: {' or '.join(map(str, sorted(sizes)))}."
+            f"{number} `class_labels` and the image's size: {possible}."
         )
+    size = tuple(map(int, label.get("size", min(sizes))))
+    if size not in sizes:
+        raise ValueError(
+            f"`{name}['size']` is {size}, but must be (height, width) of the image that the model gets: {possible}; "
+            "the original image's is `orig_size`."
+        )
+
+
+def check_classes(name: str, classes: torch.Tensor, num_labels: int) -> None:
+    """Raise a `ValueError` that names the first class that the model does not have."""
     for wrong in ((classes < 0) | (classes >= num_labels)).nonzero().flatten().tolist()[:1]:
         raise ValueError(
             f"`{name}['class_labels'][{wrong}]` is {int(classes[wrong])}, but the model has {num_labels} classes, "
             "from 0; correct the annotation or set `num_labels`."
         )
-    for wrong in (~(boxes[:, 2:] > 0).all(dim=1) | ~boxes.isfinite().all(dim=1)).nonzero().flatten().tolist()[:1]:
+
+
+def check_boxes(name: str, given: torch.Tensor, inside: torch.Tensor) -> None:
+    """Raise a `ValueError` that names the first of the boxes of which nothing is inside the image."""
+    has_area = (inside[:, 2:] > inside[:, :2]).all(dim=1) & given.isfinite().all(dim=1)
+    for wrong in (~has_area).nonzero().flatten().tolist()[:1]:
         raise ValueError(
-            f"`{name}['boxes'][{wrong}]` is {boxes[wrong].tolist()}, but width and height must be positive; remove "
-            "the annotation."
+            f"`{name}['boxes'][{wrong}]` is {given[wrong].tolist()}, but must be centre x, centre y, width and "
+            "height, relative to the image, of a box with an area inside it; correct or remove the annotation."
         )
 
 
@@ -336,10 +371,11 @@ class CrossFormerAnchorHead(nn.Module):
 class CrossFormerDetector(CrossFormerPreTrainedModel):
     """What RetinaNet and Mask R-CNN share: the backbone, and that each image is computed by itself.
 
-    A subclass gives `pyramid`, `loss_terms` and `detect`.
+    A subclass gives `pyramid`, `loss_terms` and `detect`, and says whether it `learns_masks`.
     """
 
     _can_compile_fullgraph = False  # how many boxes there are depends on the image
+    learns_masks = False
 
     def __init__(self, config: CrossFormerConfig):
         super().__init__(config)
@@ -373,6 +409,7 @@ class CrossFormerDetector(CrossFormerPreTrainedModel):
             labels: For each image a dictionary of `class_labels` (objects,), `boxes` (objects, 4), as centre x, centre
                 y, width and height relative to `size` (height, width), or to the image without padding if there is no
                 `size`, and, for an instance segmenter, `masks` (objects, height, width), with or without the padding.
+                What is outside the image is cut off.
             kwargs: `output_hidden_states`, `output_attentions` and the like.
 
         Returns:
@@ -382,15 +419,16 @@ class CrossFormerDetector(CrossFormerPreTrainedModel):
         Raises:
             ValueError: The images are as in `CrossFormerModel`, or the mask or an annotation does not fit them.
         """
+        wants_maps = kwargs.pop("output_hidden_states", self.config.output_hidden_states)
         sizes = image_sizes(pixel_values, pixel_mask)
         targets = None
         if labels is not None:
-            targets = read_targets(labels, sizes, pixel_values.shape[-2:], self.config)
+            targets = read_targets(labels, sizes, pixel_values.shape[-2:], self.config.num_labels, self.learns_masks)
         groups = group_images(pixel_values, sizes, self.strides[self.config.num_stages - 1])
         with_detections = labels is None or not self.training
         terms, detections = [], {}
         for group in groups:
-            maps = self.crossformer(group.pixel_values, **{**kwargs, "output_hidden_states": True})
+            maps = self.crossformer(group.pixel_values, output_hidden_states=True, **kwargs)
             pyramid = self.pyramid(maps.hidden_states[1:])
             if targets is not None:
                 terms.append(self.loss_terms(pyramid, [targets[index] for index in group.indices], group.sizes))
@@ -403,7 +441,7 @@ class CrossFormerDetector(CrossFormerPreTrainedModel):
             loss=sum(losses.values()) if losses else None,
             loss_dict=losses or None,
             **(collate(found, sizes, self.config.num_labels, self.config.max_detections) if found else {}),
-            hidden_states=only.hidden_states if only and kwargs.get("output_hidden_states") else None,
+            hidden_states=only.hidden_states if only and wants_maps else None,
             attentions=only.attentions if only else None,
         )
 
@@ -555,6 +593,8 @@ class CrossFormerForInstanceSegmentation(CrossFormerDetector):
     ```
     """
 
+    learns_masks = True
+
     def __init__(self, config: CrossFormerConfig):
         super().__init__(config)
         self.neck = CrossFormerFeaturePyramid(config.stage_channels, config.fpn_hidden_size)
@@ -587,9 +627,10 @@ class CrossFormerForInstanceSegmentation(CrossFormerDetector):
         self, anchors: list[torch.Tensor], predictions: list, size: tuple[int, int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The best of each level, without those that a better one of the level covers."""
+        most = TRAINING_PROPOSAL_CANDIDATES if self.training else CANDIDATES_PER_LEVEL
         boxes, scores, levels = [], [], []
         for level, (level_anchors, (logits, deltas)) in enumerate(zip(anchors, predictions, strict=True)):
-            kept, indices = select_candidates(logits.sigmoid(), -1.0, CANDIDATES_PER_LEVEL)
+            kept, indices = select_candidates(logits.sigmoid(), -1.0, most)
             boxes.append(decode(deltas[indices], level_anchors[indices], size, ANCHOR_CODER))
             scores.append(kept)
             levels.append(torch.full_like(indices, level))
