@@ -288,7 +288,7 @@ def test_a_mask_of_ones_fills_the_pixels_whose_centre_is_in_the_box(dtype):
     pasted = paste_masks(torch.ones(30, 28, 28, dtype=dtype), boxes, (31, 45)) >= 0.5
     y, x = torch.arange(31, dtype=dtype) + 0.5, torch.arange(45, dtype=dtype) + 0.5
     rows = (y >= boxes[:, 1:2]) & (y <= boxes[:, 3:])
-    columns = (x >= boxes[:, :1]) & (x <= boxes[:, 2:])
+    columns = (x >= boxes[:, :1]) & (x <= boxes[:, 2:3])
     inside = rows[:, :, None] & columns[:, None]
     half_cells = (boxes[:, 2:] - boxes[:, :2]) / 56
     near_left_or_right = torch.minimum((x - boxes[:, :1]).abs(), (x - boxes[:, 2:3]).abs()) < half_cells[:, :1]
