@@ -1,0 +1,61 @@
+"""How to train: the original 1x recipe for each head, and one for small generated images, as defaults of the flags.
+
+The original is that of the authors' detection code on COCO, which had batches of 2 on 8 GPUs.
+"""
+
+import json
+
+
+ONE_X = {
+    "shortest_edge": 800,
+    "longest_edge": 1333,
+    "flip_probability": 0.5,
+    "num_train_epochs": 12,
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 1,
+    "learning_rate": 1e-4,
+    "weight_decay": 1e-4,
+    "max_grad_norm": 0.0,  # gradients are not clipped
+    "warmup_steps": 500,
+    "lr_drops": [8 / 12, 11 / 12],
+    "dataloader_num_workers": 4,
+    "save_strategy": "epoch",
+    "eval_strategy": "epoch",
+    "logging_steps": 50,
+}
+
+RECIPES = {
+    "retinanet": {**ONE_X, "head": "retinanet"},
+    "mask_rcnn": {**ONE_X, "head": "mask_rcnn"},
+    "shapes": {
+        "head": "mask_rcnn",
+        "architecture": "crossformer-64px",
+        "config_overrides": json.dumps(
+            {
+                "patch_sizes": [6, 12, 24],
+                "embed_dim": 48,
+                "num_heads": [2, 4, 8],
+                "depths": [1, 1, 2],
+                "drop_path_rate": 0.0,
+                "fpn_hidden_size": 48,
+            }
+        ),
+        "shortest_edge": 96,
+        "longest_edge": 384,
+        "flip_probability": 0.5,
+        "max_steps": 400,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 8,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.01,
+        "max_grad_norm": 1.0,
+        "warmup_steps": 30,
+        "lr_scheduler_type": "polynomial",
+        "lr_scheduler_kwargs": json.dumps({"power": 0.9, "lr_end": 0.0}),
+        "save_strategy": "steps",
+        "eval_strategy": "steps",
+        "save_steps": 100,
+        "eval_steps": 100,
+        "logging_steps": 5,
+    },
+}
