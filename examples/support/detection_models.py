@@ -101,7 +101,7 @@ def pretrained_detector(head: str, path: str, fields: dict, head_fields: dict) -
     """Detector with pretrained weights; what does not fit the classes, and a head that is missing, is new."""
     model_class, found = HEADS[head], read_config(path).model_type
     if head in DETR_HEADS and found == "crossformer":
-        return load(partial(from_pretrained_backbone, model_class), path, backbone_kwargs=fields, **head_fields)
+        return around_backbone(model_class, path, fields, head_fields)
     if found != model_class.config_class.model_type:
         raise InputError(
             f"{path} holds a model of type {found}, but with --head {head} training starts from a CrossFormer"
@@ -111,6 +111,17 @@ def pretrained_detector(head: str, path: str, fields: dict, head_fields: dict) -
     if head in DETR_HEADS and fields:
         raise InputError(f"--config_overrides is for the backbone, but {path} is a whole {head}: leave it out")
     return load(model_class.from_pretrained, path, ignore_mismatched_sizes=True, **fields, **head_fields)
+
+
+def around_backbone(model_class: type[PreTrainedModel], path: str, fields: dict, head_fields: dict) -> PreTrainedModel:
+    """DETR with random weights around a pretrained CrossFormer."""
+    try:
+        return from_pretrained_backbone(model_class, path, backbone_kwargs=fields, **head_fields)
+    except Exception as error:  # Folders hold anything, and sizes may contradict each other in any way.
+        raise InputError(
+            f"no {model_class.__name__} can be built around {path} ({error}): give the folder of a CrossFormer, and "
+            "fields of its configuration as --head_overrides"
+        ) from error
 
 
 def build_image_processor(head: str, shortest_edge: int, longest_edge: int):
