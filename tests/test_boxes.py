@@ -294,7 +294,7 @@ def test_a_mask_of_ones_fills_the_pixels_whose_centre_is_in_the_box(dtype):
     near_left_or_right = torch.minimum((x - boxes[:, :1]).abs(), (x - boxes[:, 2:3]).abs()) < half_cells[:, :1]
     near_top_or_bottom = torch.minimum((y - boxes[:, 1:2]).abs(), (y - boxes[:, 3:]).abs()) < half_cells[:, 1:]
     corner = near_top_or_bottom[:, :, None] & near_left_or_right[:, None]
-    assert inside.sum() > 5000 and (inside & corner).sum() < 50
+    assert inside.sum() > 4000 and (inside & corner).sum() < 50
     assert torch.equal(pasted & ~corner, inside & ~corner)
     assert not (pasted & ~inside).any()
 

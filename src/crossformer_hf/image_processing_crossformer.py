@@ -13,6 +13,14 @@ class CrossFormerImageProcessor(DeformableDetrImageProcessor):
     `post_process_object_detection` is that of Deformable DETR, and gives the boxes of both detectors.
     """
 
+    def resize_annotation(self, annotation: dict, orig_size, target_size, *args, **kwargs) -> dict:
+        """As of Deformable DETR, which cannot resize masks where there is no object."""
+        if "masks" not in annotation or len(annotation["masks"]):
+            return super().resize_annotation(annotation, orig_size, target_size, *args, **kwargs)
+        without = {name: value for name, value in annotation.items() if name != "masks"}
+        resized = super().resize_annotation(without, orig_size, target_size, *args, **kwargs)
+        return {**resized, "masks": annotation["masks"].new_zeros(0, *target_size)}
+
     def post_process_instance_segmentation(
         self,
         outputs,
