@@ -20,6 +20,7 @@ says; those that the recipe does not set are the Trainer's.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -177,32 +178,43 @@ def find_checkpoint(overwrite: bool, settings: dict, training: TrainingArguments
     return chosen or (str(newest) if newest else None)
 
 
+def build_model(chosen: ModelArguments, names: list[str]) -> PreTrainedModel:
+    """The detector to train, whose classes have these names."""
+    overrides = chosen.config_overrides, chosen.head_overrides
+    return build_detector(chosen.head, chosen.model_name_or_path, chosen.architecture, *overrides, names)
+
+
 def read_splits(
-    arguments: DetectionTrainingDataArguments, sources: tuple[Source, Source], with_masks: bool, model, processor
+    data: DetectionTrainingDataArguments, sources: Sequence[Source], with_masks: bool, check_size
 ) -> list[DetectionSamples]:
     """Training and held-out samples that can be used."""
-    accept = size_check(model, processor)
     return [
-        usable_samples(source, arguments, with_masks, accept, purpose)
+        usable_samples(source, data, with_masks, check_size, purpose)
         for source, purpose in zip(sources, ("training", "validation"), strict=True)
     ]
 
 
 def build_trainer(
-    model, processor, splits, categories: list[Category], with_masks: bool, flip_probability, lr_drops, training
+    model, processor, splits: Sequence[DetectionSamples], categories: list[Category], resizing, schedule, training
 ) -> DetectionTrainer:
     """Trainer on the training and held-out samples."""
+    with_masks = learns_masks(model)
     return DetectionTrainer(
         model,
         training,
         held_out=splits[1],
         categories=categories,
         kinds=("box", "mask") if with_masks else ("box",),
-        lr_drops=lr_drops,
+        lr_drops=schedule.lr_drops,
         data_collator=collate,
-        train_dataset=DetectionExamples(splits[0], processor, flip_probability, with_masks),
+        train_dataset=DetectionExamples(splits[0], processor, resizing.flip_probability, with_masks),
         processing_class=processor,
     )
+
+
+def learns_masks(model: PreTrainedModel) -> bool:
+    """Whether the model learns masks."""
+    return isinstance(model, HEADS["mask_rcnn"])
 
 
 def finetune(
@@ -220,29 +232,13 @@ def finetune(
         use_shapes(data, training, resizing.shortest_edge)
     sources = training_source(data), validation_source(data)
     check_sources(*sources)
-    model = build_detector(
-        chosen.head,
-        chosen.model_name_or_path,
-        chosen.architecture,
-        chosen.config_overrides,
-        chosen.head_overrides,
-        [category.name for category in sources[0].categories],
-    )
+    categories = sources[1].categories  # The held-out annotations carry the ids of their own file.
+    model = build_model(chosen, [category.name for category in categories])
     processor = build_image_processor(chosen.head, resizing.shortest_edge, resizing.longest_edge)
-    with_masks = chosen.head == "mask_rcnn"
-    splits = read_splits(data, sources, with_masks, model, processor)
+    splits = read_splits(data, sources, learns_masks(model), size_check(model, processor))
+    del sources  # All that the files say is large.
     check_training(training, len(splits[0]))
-    # The held-out annotations carry the ids of their own file.
-    trainer = build_trainer(
-        model,
-        processor,
-        splits,
-        sources[1].categories,
-        with_masks,
-        resizing.flip_probability,
-        schedule.lr_drops,
-        training,
-    )
+    trainer = build_trainer(model, processor, splits, categories, resizing, schedule, training)
     announce(model, splits, training, checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()

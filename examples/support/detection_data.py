@@ -236,7 +236,8 @@ def check_image(
             annotations.append(check_annotation(annotation, size, categories, with_masks))
         except InputError as error:
             problems.append(Problem(f"{image.name} {name}", f"{image.name}, {name}: {error}"))
-    return CheckedImage(image, size, annotations), problems
+    # What the file says is large, and no longer needed.
+    return CheckedImage(image._replace(annotations=()), size, annotations), problems
 
 
 def check_annotated_size(image: AnnotatedImage, size: tuple[int, int]) -> None:
