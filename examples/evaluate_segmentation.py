@@ -104,9 +104,9 @@ def load_state(path: Path, metric: MeanIoU) -> int:
         return int(state["next_index"])
 
 
-def save_state(path: Path, metric: MeanIoU, next_index: int) -> None:
+def save_state(path: Path, confusion: np.ndarray, next_index: int) -> None:
     """Leave the counts for a later run."""
-    write_atomically(path, lambda file: np.savez(file, confusion=metric.confusion, next_index=next_index))
+    write_atomically(path, lambda file: np.savez(file, confusion=confusion, next_index=next_index))
 
 
 def count_pixels(
@@ -114,19 +114,21 @@ def count_pixels(
 ) -> None:
     """Segment every image that is left and count its pixels, saving now and then, and when interrupted."""
     next_index, saved_at = load_state(state, metric), time.monotonic()
+    # One assignment changes both, so an interruption never parts them.
+    counted = metric.confusion.copy(), next_index
     with tqdm(desc="Evaluating", total=len(samples), initial=next_index) as bar:
         try:
             for index in range(next_index, len(samples)):
                 image, labels = samples[index]
                 metric.add(prediction=segment(image), reference=labels)
-                next_index = index + 1
+                counted = metric.confusion.copy(), index + 1
                 bar.update()
                 bar.set_postfix_str(f"mIoU {metric.scores()['mean_iou']:.4f}")
                 if time.monotonic() - saved_at > save_seconds:
-                    save_state(state, metric, next_index)
+                    save_state(state, *counted)
                     saved_at = time.monotonic()
         finally:
-            save_state(state, metric, next_index)
+            save_state(state, *counted)
 
 
 def per_class_table(scores: dict, names: list[str]) -> str:

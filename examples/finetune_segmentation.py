@@ -20,7 +20,7 @@ says; those that the recipe does not set are the Trainer's.
 
 import argparse
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 
@@ -30,6 +30,7 @@ try:
     from support.errors import CommandParser, InputError, run_command
     from support.resuming import check_same_run, newest_checkpoint, remove_run
     from support.segmentation_data import (
+        SegmentationDataArguments,
         SegmentationTrainingDataArguments,
         read_class_names,
         training_samples,
@@ -52,6 +53,7 @@ except ImportError as error:
     sys.exit(f"This script needs `{error.name}`, which is not installed: pip install 'crossformer-hf[train]'")
 
 
+DEFAULTS = SegmentationDataArguments()
 NUM_SHAPES_IMAGES = {"train": 400, "validation": 100}
 SETTINGS_FILE = "settings.json"
 SETTINGS = ("learning_rate", "weight_decay", "warmup_steps", "max_steps", "num_train_epochs", "seed")
@@ -228,7 +230,8 @@ def announce(model, splits, names: list[str], training: TrainingArguments, check
 def report(metrics: dict[str, float], training: TrainingArguments, data: SegmentationTrainingDataArguments) -> None:
     """Say what there is now and what to do with it."""
     output, here = training.output_dir, Path(__file__).parent
-    held_out = f" --validation_dir {data.validation_dir}" if data.validation_dir else ""
+    chosen = {field.name: getattr(data, field.name) for field in fields(SegmentationDataArguments)}
+    held_out = "".join(f" --{name} {value}" for name, value in chosen.items() if value != getattr(DEFAULTS, name))
     print(f"""
 Mean IoU on the held-out images, at the size that the model sees: {metrics["eval_mean_iou"]:.1%}.
 

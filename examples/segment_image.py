@@ -15,7 +15,7 @@ try:
     from PIL import Image
     from support.devices import choose_device
     from support.drawing import draw_segmentation
-    from support.errors import CommandParser, InputError, run_command
+    from support.errors import CommandParser, InputError, run_command, say
     from support.image_files import list_images, open_as_rgb, open_rgb
     from support.resuming import write_atomically
     from support.segmentation_inference import WholeImageSegmentation
@@ -111,7 +111,7 @@ def segment_images(arguments: argparse.Namespace) -> None:
         except InputError as error:
             if not arguments.skip_broken:
                 raise
-            tqdm.write(f"skipped: {error}")
+            say(f"skipped: {error}")
     print(f"Pictures of {len(pictures)} images are in {output}, such as {next(iter(pictures.values()))}")
 
 

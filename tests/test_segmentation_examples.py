@@ -410,6 +410,23 @@ def test_evaluation_goes_on_to_the_same_scores(trained, shapes, tmp_path, capsys
     assert evaluate(trained, tmp_path / "parts", shapes, "--flip", "--overwrite") == 0
 
 
+def test_interruption_between_counting_and_going_on(trained, shapes, tmp_path, monkeypatch):
+    """The image that was being counted is counted once."""
+    add = evaluate_segmentation.MeanIoU.add
+
+    def interrupted(self, **arguments):
+        """Count, and then be interrupted; `evaluate` wants a docstring."""
+        add(self, **arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate_segmentation.MeanIoU, "add", interrupted)
+    assert evaluate(trained, tmp_path, shapes) == 2
+    monkeypatch.undo()
+    assert evaluate(trained, tmp_path, shapes, "--num_examples", "0") == 0
+    with np.load(tmp_path / "evaluation_state.npz") as state:
+        assert state["confusion"].sum() == 5 * SIZE * SIZE
+
+
 def test_state_of_other_weights_is_refused(trained, shapes, tmp_path, capsys):
     assert evaluate(trained, tmp_path / "scores", shapes, "--num_examples", "0") == 0
     checkpoint = trained / "checkpoint-2"

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 
@@ -65,8 +66,13 @@ def run_command(parser: argparse.ArgumentParser, action: Callable[[], None]) -> 
 
 def fail(parser: argparse.ArgumentParser, message: str, status: int) -> int:
     """Print what went wrong and return the exit status."""
-    print(f"{parser.prog}: error: {one_line(message)}", file=sys.stderr)
+    say(f"{parser.prog}: error: {message}")
     return status
+
+
+def say(message: str) -> None:
+    """Print one line on stderr, above progress bars."""
+    tqdm.write(one_line(message), file=sys.stderr)
 
 
 def one_line(message: str) -> str:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
-from .errors import InputError
+from .errors import InputError, say
 from .image_files import ImageFile, OpenImage, list_images, open_as_rgb, open_mask, open_rgb
 
 
@@ -203,9 +203,9 @@ def usable_samples(
     if problems and not arguments.skip_broken:
         raise InputError(summarize(problems, len(samples)))
     for problem in problems.values():
-        tqdm.write(f"skipped: {problem}")
+        say(f"skipped: {problem}")
     if problems:
-        tqdm.write(f"{len(problems)} of {len(samples)} {purpose} images are left out")
+        say(f"{len(problems)} of {len(samples)} {purpose} images are left out")
     usable = [index for index in range(len(samples)) if index not in problems]
     if not usable:
         raise InputError(f"none of the {len(samples)} {purpose} images can be used: see what is wrong with them above")
