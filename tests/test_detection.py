@@ -291,11 +291,7 @@ def test_half_precision(model_class, dtype):
 @both
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_losses_in_other_precisions(model_class, dtype):
-    model, image, labels = (
-        tiny_detector(model_class),
-        torch.randn(1, 3, 32, 48),
-        [one_object(32, 48, box=(0.47, 0.52, 0.41, 0.57))],
-    )
+    model, image, labels = tiny_detector(model_class), torch.randn(1, 3, 64, 80), [one_object()]
     set_seed(3)
     expected = model(image, labels=labels).loss_dict
     set_seed(3)
@@ -542,6 +538,7 @@ def scene() -> tuple[torch.Tensor, dict]:
 @pytest.mark.parametrize(("model_class", "channels", "rate"), [(DETECTORS[0], 64, 5e-3), (INSTANCE, 16, 3e-3)])
 def test_one_image_is_learned(model_class, channels, rate, monkeypatch):
     monkeypatch.setattr(modeling_crossformer_detection, "BOX_SAMPLES", 64)  # for speed
+    monkeypatch.setattr(modeling_crossformer_detection, "BOX_FEATURES", 1024)
     set_seed(0)
     settings = {"depths": [1, 1, 1], "use_cooling_layer": False, "fpn_hidden_size": channels, "num_labels": 2}
     model = model_class(tiny_config(**settings, drop_path_rate=0.0)).train()
@@ -781,7 +778,7 @@ def test_the_trainer_trains_and_evaluates(model_class, settings, tmp_path):
         per_device_train_batch_size=2,
         per_device_eval_batch_size=2,
         max_steps=6,
-        learning_rate=2e-3,
+        learning_rate=5e-3,
         logging_steps=1,
         remove_unused_columns=False,
         eval_do_concat_batches=False,
@@ -803,7 +800,7 @@ def test_the_trainer_trains_and_evaluates(model_class, settings, tmp_path):
     trainer.train()
     evaluation = trainer.evaluate()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert len(losses) == 6 and evaluation["eval_loss"] < min(losses[:2])
+    assert len(losses) == 6 and evaluation["eval_loss"] < sum(losses[:2]) / 2
     assert evaluation["eval_batches"] == 2
     for predictions, labels in seen:
         logits, boxes = predictions[1:3]  # behind the losses
