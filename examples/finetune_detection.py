@@ -67,9 +67,9 @@ class ModelArguments:
     """What to train."""
 
     recipe: str = field(
-        default="shapes",
+        default="shapes_mask_rcnn",
         metadata={"help": "Defaults of the other flags: the original 1x recipe for a head, or one for the drawn "
-                          "shapes. Unless given, `shapes` without data, and with it that of the head.",
+                          "shapes. Unless given, that of the head, for shapes where there is no data.",
                   "choices": list(RECIPES)},
     )  # fmt: skip
     head: str = field(
@@ -117,8 +117,8 @@ def recipe_defaults(argv: list[str] | None) -> dict:
     for name in names:
         parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}")
     given = parser.parse_known_args(argv)[0]
-    for_data = given.head if given.head in RECIPES else "mask_rcnn"
-    recipe = given.recipe or (for_data if given.train_dir or given.dataset_name else "shapes")
+    for_head = given.head if given.head in RECIPES else "mask_rcnn"
+    recipe = given.recipe or (for_head if given.train_dir or given.dataset_name else f"shapes_{for_head}")
     defaults = {"recipe": recipe, **RECIPES.get(recipe, {})}
     for flag, default in REPLACED.items():
         if getattr(given, flag) is not None:
