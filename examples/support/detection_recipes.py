@@ -25,7 +25,6 @@ ONE_X = {
 }
 
 SMALL_CROSSFORMER = {
-    "patch_sizes": [6, 12, 24],
     "embed_dim": 48,
     "num_heads": [2, 4, 8],
     "depths": [1, 1, 2],
@@ -50,21 +49,23 @@ SHAPES = {
 RECIPES = {
     "retinanet": {**ONE_X, "head": "retinanet"},
     "mask_rcnn": {**ONE_X, "head": "mask_rcnn"},
-    # Learns from all anchors, but has no regions to compute: many cheap steps.
+    # It has no regions to compute: its steps are cheap, but more are needed, and finer maps for smaller anchors.
     "shapes_retinanet": {
         **SHAPES,
         "head": "retinanet",
-        "config_overrides": json.dumps({**SMALL_CROSSFORMER, "fpn_hidden_size": 128}),
-        "max_steps": 1000,
+        "config_overrides": json.dumps(
+            {**SMALL_CROSSFORMER, "patch_sizes": [4, 8, 16], "group_sizes": [6, 6, 6], "fpn_hidden_size": 128}
+        ),
+        "max_steps": 800,
         "per_device_train_batch_size": 8,
-        "learning_rate": 2e-3,
-        "save_steps": 250,
-        "eval_steps": 500,
+        "learning_rate": 1e-3,
+        "save_steps": 200,
+        "eval_steps": 400,
     },
     "shapes_mask_rcnn": {
         **SHAPES,
         "head": "mask_rcnn",
-        "config_overrides": json.dumps({**SMALL_CROSSFORMER, "fpn_hidden_size": 48}),
+        "config_overrides": json.dumps({**SMALL_CROSSFORMER, "patch_sizes": [6, 12, 24], "fpn_hidden_size": 48}),
         "max_steps": 400,
         "per_device_train_batch_size": 4,
         "learning_rate": 1e-3,
