@@ -8,6 +8,7 @@ from typing import BinaryIO
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
 from PIL import Image
 from pycocotools import mask as coco_masks
 
@@ -28,6 +29,8 @@ from .drawing import (
 MASK_OPACITY = 0.5
 EDGE_SHADE = 0.6
 LABEL_SIZE, LINE_WIDTH = 9, 2.0  # points
+# A box in the colour of its object would not be seen.
+HALO = withStroke(linewidth=LINE_WIDTH + 1.5, foreground="white")
 TILE_SCALE = 1.4
 
 
@@ -58,11 +61,9 @@ def draw_boxes(axes: Axes, size: tuple[int, int], detections: Sequence[Detection
     for detection in reversed(detections):
         left, top, right, bottom = detection.box
         color = color_of(detection.label)
-        axes.add_patch(
-            Rectangle(
-                (left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor=color, linewidth=LINE_WIDTH
-            )
-        )
+        frame = Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor=color)
+        frame.set(linewidth=LINE_WIDTH, path_effects=[HALO])
+        axes.add_patch(frame)
         is_high = top < 0.08 * size[0]
         axes.annotate(
             caption(detection, names),
