@@ -241,7 +241,7 @@ def test_what_is_returned(model_class):
 
 @both
 def test_hidden_states_and_attentions_are_the_backbones(model_class):
-    model, image = tiny_detector(model_class, attn_implementation="eager"), torch.randn(1, 3, 64, 80)
+    model, image = tiny_detector(model_class), torch.randn(1, 3, 64, 80)
     model.set_attn_implementation("eager")
     outputs = model(image, output_hidden_states=True, output_attentions=True)
     expected = model.crossformer(image, output_hidden_states=True, output_attentions=True)
@@ -251,8 +251,15 @@ def test_hidden_states_and_attentions_are_the_backbones(model_class):
     model.config.output_hidden_states = True
     assert len(model(image).hidden_states) == len(expected.hidden_states)
     assert model(image, output_hidden_states=False).hidden_states is None
+    for wanted in ([1], [0, 2]):
+        chosen = model(image, output_hidden_states=wanted).hidden_states
+        of_backbone = model.crossformer(image, output_hidden_states=wanted).hidden_states
+        assert any(feature_map is None for feature_map in chosen)
+        for feature_map, other in zip(chosen, of_backbone, strict=True):
+            assert torch.equal(feature_map, other) if other is not None else feature_map is None
     batch = padded_batch([torch.randn(3, 16, 16), torch.randn(3, 64, 16)])
-    assert model(batch[0], pixel_mask=batch[1]).hidden_states is None
+    for wanted in (True, [1]):
+        assert model(batch[0], pixel_mask=batch[1], output_hidden_states=wanted).hidden_states is None
 
 
 @both

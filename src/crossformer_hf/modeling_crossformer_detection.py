@@ -15,6 +15,8 @@ from torch import nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import box_convert, clip_boxes_to_image, roi_align, sigmoid_focal_loss
 from transformers import initialization as init
+from transformers.backbone_utils import filter_output_hidden_states
+from transformers.modeling_outputs import BackboneOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
@@ -419,7 +421,6 @@ class CrossFormerDetector(CrossFormerPreTrainedModel):
         Raises:
             ValueError: The images are as in `CrossFormerModel`, or the mask or an annotation does not fit them.
         """
-        wants_maps = kwargs.pop("output_hidden_states", self.config.output_hidden_states)
         sizes = image_sizes(pixel_values, pixel_mask)
         targets = None
         if labels is not None:
@@ -428,7 +429,7 @@ class CrossFormerDetector(CrossFormerPreTrainedModel):
         with_detections = labels is None or not self.training
         terms, detections = [], {}
         for group in groups:
-            maps = self.crossformer(group.pixel_values, output_hidden_states=True, **kwargs)
+            maps = self.crossformer(group.pixel_values, **{**kwargs, "output_hidden_states": True})
             pyramid = self.pyramid(maps.hidden_states[1:])
             if targets is not None:
                 terms.append(self.loss_terms(pyramid, [targets[index] for index in group.indices], group.sizes))
@@ -436,14 +437,19 @@ class CrossFormerDetector(CrossFormerPreTrainedModel):
                 detections.update(zip(group.indices, self.detect(pyramid, group.sizes), strict=True))
         losses = mean_losses(terms) if terms else {}
         found = [detections[index] for index in range(len(sizes))] if with_detections else None
-        only = maps if len(groups) == 1 else None
+        only = self.without_unwanted(maps, **kwargs) if len(groups) == 1 else BackboneOutput()
         return CrossFormerDetectionOutput(
             loss=sum(losses.values()) if losses else None,
             loss_dict=losses or None,
             **(collate(found, sizes, self.config.num_labels, self.config.max_detections) if found else {}),
-            hidden_states=only.hidden_states if only and wants_maps else None,
-            attentions=only.attentions if only else None,
+            hidden_states=only.hidden_states,
+            attentions=only.attentions,
         )
+
+    @filter_output_hidden_states
+    def without_unwanted(self, maps: BackboneOutput, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        """The backbone's outputs without hidden states that were not asked for."""
+        return maps
 
 
 class CrossFormerForObjectDetection(CrossFormerDetector):
