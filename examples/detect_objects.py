@@ -12,13 +12,13 @@ from pathlib import Path
 
 
 try:
-    from segment_image import plan
     from support.detection_drawing import draw_detections
     from support.detection_inference import Detection, ObjectFinder
     from support.detection_models import load_detector, size_check
     from support.devices import choose_device
     from support.errors import CommandParser, InputError, run_command
     from support.image_files import open_as_rgb, open_rgb
+    from support.pictures import plan
     from support.resuming import write_atomically, write_json
     from support.segmentation_models import load_image_processor
     from support.shapes import make_shapes_image

@@ -19,7 +19,6 @@ from pathlib import Path
 
 try:
     import numpy as np
-    from evaluate_segmentation import fingerprint
     from support.coco_annotations import Category
     from support.coco_scores import coco_results, coco_scores, ground_truth
     from support.coco_shapes import write_coco_folder
@@ -35,6 +34,7 @@ try:
     from support.detection_models import has_masks, load_detector, size_check
     from support.devices import choose_device
     from support.errors import CommandParser, InputError, run_command
+    from support.fingerprints import fingerprint
     from support.resuming import check_same_run, write_atomically, write_json
     from support.segmentation_models import load_image_processor
     from tqdm.auto import tqdm
