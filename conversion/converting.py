@@ -56,8 +56,8 @@ def choose_target(weights: Weights, variant: Variant | None, backbone_only: bool
         return BACKBONE
     if weights.parts and not target.parts:
         raise ConversionError(
-            f"the checkpoint is of a whole detector or segmentor, whose {listed(sorted(weights.parts))} cannot be "
-            "ported; give --backbone-only to port its backbone and drop the rest"
+            f"the checkpoint is of another kind of detector or segmentor, whose {listed(sorted(weights.parts))} "
+            "cannot be ported; give --backbone-only to port its backbone and drop the rest"
         )
     return target
 

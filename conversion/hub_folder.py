@@ -17,12 +17,20 @@ from conversion.targets import Target, crossformer_config
 from crossformer_hf import CrossFormerConfig
 
 
-CODE_FILES = ("configuration_crossformer.py", "modeling_crossformer.py")
+CODE_FILES = (
+    "configuration_crossformer.py",
+    "modeling_crossformer.py",
+    "modeling_crossformer_detection.py",
+    "boxes_crossformer.py",
+    "image_processing_crossformer.py",
+)
 AUTO_MAP = {
     "AutoConfig": "configuration_crossformer.CrossFormerConfig",
     "AutoModel": "modeling_crossformer.CrossFormerModel",
     "AutoModelForImageClassification": "modeling_crossformer.CrossFormerForImageClassification",
     "AutoModelForSemanticSegmentation": "modeling_crossformer.CrossFormerForSemanticSegmentation",
+    "AutoModelForObjectDetection": "modeling_crossformer_detection.CrossFormerForObjectDetection",
+    "AutoModelForInstanceSegmentation": "modeling_crossformer_detection.CrossFormerForInstanceSegmentation",
     "AutoBackbone": "modeling_crossformer.CrossFormerBackbone",
 }
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
@@ -46,9 +54,10 @@ def write_folder(folder: Path, model: PreTrainedModel, target: Target, report: d
 
 def image_processor(model: PreTrainedModel, target: Target) -> dict:
     """The original's evaluation, as an image processor of Transformers."""
-    settings = segmentor_processor(model) if target.task == "image-segmentation" else cropping_processor(model, target)
+    settings = {"semantic-segmentation": segmentor_processor, "object-detection": detector_processor}
+    settings["instance-segmentation"] = instance_segmenter_processor
     return {
-        **settings,
+        **settings.get(target.task, cropping_processor)(model, target),
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -74,7 +83,7 @@ def cropping_processor(model: PreTrainedModel, target: Target) -> dict:
     }
 
 
-def segmentor_processor(model: PreTrainedModel) -> dict:
+def segmentor_processor(model: PreTrainedModel, target: Target) -> dict:
     """For a segmentor: the whole image, its shorter side 512 unless the longer one would exceed 2048, bilinear.
 
     In ADE20K's masks 0 stands for no class, so labels are one less. The original also stretched both sides to
@@ -87,6 +96,33 @@ def segmentor_processor(model: PreTrainedModel) -> dict:
         "size": {"shortest_edge": 512, "longest_edge": 2048},
         "resample": BILINEAR,
         "do_reduce_labels": model.config.num_labels == ADE20K_CLASSES,
+    }
+
+
+def detector_processor(model: PreTrainedModel, target: Target) -> dict:
+    """For a detector: the shorter side 800 unless the longer one would exceed 1333, bilinear.
+
+    Images of one batch are padded to the largest, below and on the right; the model itself pads to multiples of 32.
+    """
+    return {
+        "image_processor_type": "DeformableDetrImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": 800, "longest_edge": 1333},
+        "resample": BILINEAR,
+        "do_pad": True,
+        "do_convert_annotations": True,
+        "format": "coco_detection",
+    }
+
+
+def instance_segmenter_processor(model: PreTrainedModel, target: Target) -> dict:
+    """For an instance segmenter: the same, and masks."""
+    name = "CrossFormerImageProcessor"
+    return {
+        **detector_processor(model, target),
+        "image_processor_type": name,
+        "auto_map": {"AutoImageProcessor": f"image_processing_crossformer.{name}"},
+        "return_segmentation_masks": True,
     }
 
 

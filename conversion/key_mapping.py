@@ -45,7 +45,8 @@ RENAMES = [
     (r"norm\.(weight|bias)", r"layernorm.\1"),
     (r"head\.(weight|bias)", r"classifier.\1"),
 ]
-# The parts beside the backbone, under the names of mmsegmentation. In a scale head every second module is a doubling.
+# The parts beside the backbone, under the names of mmsegmentation and mmdetection. In a scale head every second module
+# doubles the map.
 NORM = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
 HEAD_RENAMES = [
     (r"neck\.lateral_convs\.(\d+)\.conv\.(weight|bias)", r"neck.lateral_convolutions.\1.\2"),
@@ -64,6 +65,27 @@ HEAD_RENAMES = [
     (rf"decode_head\.(lateral_convs|fpn_convs)\.(\d+)\.bn\.{NORM}", r"decode_head.\1.\2.batch_norm.\3"),
     (r"auxiliary_head\.convs\.(\d+)\.conv\.(weight)", r"auxiliary_head.convs.\1.conv.\2"),
     (rf"auxiliary_head\.convs\.(\d+)\.bn\.{NORM}", r"auxiliary_head.convs.\1.batch_norm.\2"),
+]
+DETECTOR_RENAMES = [
+    (r"bbox_head\.cls_convs\.(\d+)\.conv\.(weight|bias)", r"head.class_convolutions.\1.\2"),
+    (r"bbox_head\.reg_convs\.(\d+)\.conv\.(weight|bias)", r"head.box_convolutions.\1.\2"),
+    (r"bbox_head\.retina_cls\.(weight|bias)", r"head.classifier.\1"),
+    (r"bbox_head\.retina_reg\.(weight|bias)", r"head.box_regressor.\1"),
+    (r"rpn_head\.rpn_conv\.(weight|bias)", r"proposal_head.convolution.\1"),
+    (r"rpn_head\.rpn_cls\.(weight|bias)", r"proposal_head.objectness.\1"),
+    (r"rpn_head\.rpn_reg\.(weight|bias)", r"proposal_head.box_regressor.\1"),
+    (r"roi_head\.bbox_head\.shared_fcs\.([01])\.(weight|bias)", r"box_head.fc{\1+1}.\2"),
+    (r"roi_head\.bbox_head\.fc_cls\.(weight|bias)", r"box_head.classifier.\1"),
+    (r"roi_head\.bbox_head\.fc_reg\.(weight|bias)", r"box_head.box_regressor.\1"),
+    (r"roi_head\.mask_head\.convs\.(\d+)\.conv\.(weight|bias)", r"mask_head.convolutions.\1.\2"),
+    (r"roi_head\.mask_head\.upsample\.(weight|bias)", r"mask_head.upsampling.\1"),
+    (r"roi_head\.mask_head\.conv_logits\.(weight|bias)", r"mask_head.classifier.\1"),
+]
+HEAD_RENAMES += DETECTOR_RENAMES
+# RetinaNet's pyramid begins at the second of four stages; what follows its three levels comes from elsewhere.
+RETINANET_RENAMES = [
+    (r"neck\.fpn_convs\.([34])\.conv\.(weight|bias)", r"extra_levels.convolutions.{\1-3}.\2"),
+    *HEAD_RENAMES,
 ]
 # Buffers of the 2021 code, which computes them anew; later code does not save them.
 DROPPED = [r"layers\.\d+\.blocks\.\d+\.attn\.(biases|relative_position_index)", r"layers\.\d+\.blocks\.\d+\.attn_mask"]

@@ -1,14 +1,17 @@
-"""The names of the classes: ImageNet's, ADE20K's, or those in a file."""
+"""The names of the classes: ImageNet's, ADE20K's, COCO's, or those in a file."""
 
 import json
 from collections import Counter
 from pathlib import Path
+
+from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
 from conversion.command import ConversionError
 
 
 IMAGENET_CLASSES = 1000
 ADE20K_CLASSES = 150
+COCO_CLASSES = 80
 # In the order of mmsegmentation's outputs; in the data set's masks each is one more, and 0 is no class.
 ADE20K_NAMES = Path(__file__).parent / "ade20k_classes.txt"
 
@@ -16,7 +19,8 @@ ADE20K_NAMES = Path(__file__).parent / "ade20k_classes.txt"
 def class_names(num_labels: int, task: str, labels: Path | None = None) -> list[str]:
     """Names of a head's classes, in order: from the file `labels`, those of the data set, else `LABEL_0` and so on.
 
-    A classifier with 1000 classes is taken for one of ImageNet's, a segmentor with 150 for one of ADE20K's.
+    A classifier with 1000 classes is taken for one of ImageNet's, a segmentor with 150 for one of ADE20K's, and a
+    detector with 80 for one of COCO's.
 
     Raises:
         ConversionError: The file cannot be read, or does not name each class.
@@ -25,8 +29,10 @@ def class_names(num_labels: int, task: str, labels: Path | None = None) -> list[
         return distinct(read_labels(labels, num_labels))
     if task == "image-classification" and num_labels == IMAGENET_CLASSES:
         return distinct(imagenet_names())
-    if task == "image-segmentation" and num_labels == ADE20K_CLASSES:
+    if task == "semantic-segmentation" and num_labels == ADE20K_CLASSES:
         return read_labels(ADE20K_NAMES, num_labels)
+    if task in ("object-detection", "instance-segmentation") and num_labels == COCO_CLASSES:
+        return coco_names()
     return default_names(num_labels)
 
 
@@ -46,6 +52,12 @@ def imagenet_names() -> list[str]:
         ) from error
     info = ImageNetInfo("imagenet-1k")
     return [info.index_to_description(index) for index in range(IMAGENET_CLASSES)]
+
+
+def coco_names() -> list[str]:
+    """The 80 names of COCO's objects, in the order of mmdetection's outputs, which is that of their ids."""
+    categories = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    return [name for name in categories if name not in ("__background__", "N/A")]
 
 
 def distinct(names: list[str]) -> list[str]:

@@ -6,7 +6,14 @@ from conversion.targets import BACKBONE, CLASSIFIER, Target, crossformer_config
 from conversion.variants import Variant
 
 
-DATA_SETS = {"image-classification": "imagenet-1k", "image-segmentation": "scene_parse_150"}
+DATA_SETS = {
+    "image-classification": "imagenet-1k",
+    "semantic-segmentation": "scene_parse_150",
+    "object-detection": "detection-datasets/coco",
+    "instance-segmentation": "detection-datasets/coco",
+}
+# What the Hub calls a task, where it is called something else here.
+HUB_TASKS = {"semantic-segmentation": "image-segmentation", "instance-segmentation": "image-segmentation"}
 
 PAPERS = """CrossFormer ([arXiv 2108.00154](https://arxiv.org/abs/2108.00154)) and CrossFormer++
 ([arXiv 2303.06908](https://arxiv.org/abs/2303.06908)) are vision transformers with cross-scale attention, by Wenxiao
@@ -39,6 +46,29 @@ for segment in segmenter("image.jpg"):
     print(segment["label"], segment["mask"].size)
 ```"""
 
+DETECT = {
+    "object-detection": """```python
+from transformers import pipeline
+
+detector = pipeline("object-detection", "PATH_OR_REPOSITORY", trust_remote_code=True)
+print(detector("image.jpg"))
+```""",
+    "instance-segmentation": """```python
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForInstanceSegmentation
+
+processor = AutoImageProcessor.from_pretrained("PATH_OR_REPOSITORY", trust_remote_code=True)
+model = AutoModelForInstanceSegmentation.from_pretrained("PATH_OR_REPOSITORY", trust_remote_code=True).eval()
+image = Image.open("image.jpg")
+with torch.no_grad():
+    outputs = model(**processor(image, return_tensors="pt"))
+result = processor.post_process_instance_segmentation(outputs, target_sizes=[image.size[::-1]])[0]
+for segment in result["segments_info"]:
+    print(model.config.id2label[segment["label_id"]], segment["score"], segment["box"])
+```""",
+}
+
 REGISTER = "import crossformer_hf  # registers CrossFormer; pip install crossformer-hf\n"
 TRUST = ", trust_remote_code=True"
 
@@ -63,6 +93,8 @@ def _usage(target: Target) -> str:
         return FEATURE_MAPS
     if target is CLASSIFIER:
         return CLASSIFY
+    if target.task in DETECT:
+        return DETECT[target.task]
     if target.brings_code:
         return SEGMENT.format(register="", trust=TRUST)
     return SEGMENT.format(register=REGISTER, trust="")
@@ -71,7 +103,7 @@ def _usage(target: Target) -> str:
 def _front_matter(target: Target, variant: Variant | None) -> str:
     lines = ["library_name: transformers"]
     lines += ["license: mit"] if variant and variant.is_released else []
-    lines += [f"pipeline_tag: {target.task}"]
+    lines += [f"pipeline_tag: {HUB_TASKS.get(target.task, target.task)}"]
     lines += ["datasets:", f"- {DATA_SETS[target.task]}"] if variant and target.task in DATA_SETS else []
     lines += ["tags:", "- crossformer", "- vision"]
     return "\n".join(["---", *lines, "---"])

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from conversion.checkpoint import CheckpointError, nonfinite_keys, read_checkpoint
 from conversion.command import ConversionError, explain
-from conversion.key_mapping import HEAD_RENAMES, map_keys
+from conversion.key_mapping import map_keys
 from conversion.targets import BACKBONE, CLASSIFIER, TARGETS, Target
 from conversion.variants import VARIANTS, variant_config
 
@@ -48,9 +48,9 @@ class Weights:
 
     @property
     def num_labels(self) -> int:
-        """Classes of a classifier or segmentor; 0 if there are none."""
+        """Classes of a classifier, segmentor or detector; 0 if there are none."""
         if not self.has_head:
-            return self.classifier_shape("decode_head")[0]
+            return self.classifier_shape("decode_head")[0] or self._detected_classes()
         rows = (tensor.shape[0] for key, tensor in self.tensors.items() if key.startswith("head.") and tensor.ndim > 0)
         return next(rows, 0)
 
@@ -58,6 +58,15 @@ class Weights:
         """Classes and input channels of a segmentor's head; 0 and 0 if there is no such head."""
         weight = self.outside.get(f"{part}.conv_seg.weight")
         return tuple(weight.shape[:2]) if weight is not None and weight.ndim == 4 else (0, 0)
+
+    def _detected_classes(self) -> int:
+        """Classes of a detector: RetinaNet has a score for each of 9 anchors, Mask R-CNN one for the background."""
+        counts = {
+            "bbox_head.retina_cls.bias": lambda rows: rows // 9,
+            "roi_head.bbox_head.fc_cls.bias": lambda rows: rows - 1,
+        }
+        found = (count(self.outside[key].numel()) for key, count in counts.items() if key in self.outside)
+        return max(next(found, 0), 0)
 
     @property
     def parts(self) -> frozenset[str]:
@@ -130,7 +139,7 @@ def empty_model(model_class: type[PreTrainedModel], config: PreTrainedConfig) ->
 def our_names(weights: Weights, target: Target) -> tuple[dict[str, str], KeyReport]:
     """Names of the weights in the target by their original names, and a report of the keys so far."""
     backbone = map_keys(weights.tensors)
-    heads = map_keys(weights.outside if target.parts else (), HEAD_RENAMES)
+    heads = map_keys(weights.outside if target.parts else (), target.renames)
     report = KeyReport(unexpected=backbone.unexpected + heads.unexpected)
     report.dropped.update(dict.fromkeys(backbone.dropped, RECOMPUTED))
     names = {

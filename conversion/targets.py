@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedConfig, PreTrainedModel, UperNetConfig, UperNetForSemanticSegmentation
 
-from conversion.variants import SEMANTIC_FPN, UPERNET
+from conversion.key_mapping import HEAD_RENAMES, RETINANET_RENAMES, Rules
+from conversion.variants import MASK_RCNN, RETINANET, SEMANTIC_FPN, UPERNET
 from crossformer_hf import (
     CrossFormerBackbone,
     CrossFormerConfig,
     CrossFormerForImageClassification,
+    CrossFormerForInstanceSegmentation,
+    CrossFormerForObjectDetection,
     CrossFormerForSemanticSegmentation,
 )
 
@@ -25,10 +28,11 @@ class Target:
 
     Attributes:
         kind: What such a model is called.
-        task: What Transformers calls what it does.
+        task: What it does.
         model_class: Its class.
         configure: Its configuration, from that of the CrossFormer and the weights.
         parts: The parts of the checkpoint beside the backbone that it has too.
+        renames: The names of those parts in it.
         dispensable: Those of its parts that it does without, such as one that serves only training.
         prefix: Where it has the CrossFormer, with a dot at the end.
         has_final_norm: Whether it has the norm after the last stage, which every checkpoint of a classifier holds.
@@ -39,6 +43,7 @@ class Target:
     model_class: type[PreTrainedModel]
     configure: Callable[[CrossFormerConfig, "Weights"], PreTrainedConfig]
     parts: frozenset[str] = frozenset()
+    renames: Rules = ()
     dispensable: frozenset[str] = frozenset()
     prefix: str = ""
     has_final_norm: bool = False
@@ -96,22 +101,49 @@ CLASSIFIER = Target(
 BACKBONE = Target("backbone", "image-feature-extraction", CrossFormerBackbone, with_all_stages)
 SEMANTIC_FPN_SEGMENTOR = Target(
     "Semantic FPN",
-    "image-segmentation",
+    "semantic-segmentation",
     CrossFormerForSemanticSegmentation,
     with_all_stages,
     SEMANTIC_FPN,
+    HEAD_RENAMES,
     prefix="crossformer.",
 )
 UPERNET_SEGMENTOR = Target(
     "UPerNet",
-    "image-segmentation",
+    "semantic-segmentation",
     UperNetForSemanticSegmentation,
     upernet_config,
     UPERNET,
+    HEAD_RENAMES,
     dispensable=frozenset({"auxiliary_head"}),
     prefix="backbone.",
 )
-TARGETS = (CLASSIFIER, BACKBONE, SEMANTIC_FPN_SEGMENTOR, UPERNET_SEGMENTOR)
+RETINANET_DETECTOR = Target(
+    "RetinaNet",
+    "object-detection",
+    CrossFormerForObjectDetection,
+    with_all_stages,
+    RETINANET,
+    RETINANET_RENAMES,
+    prefix="crossformer.",
+)
+MASK_RCNN_DETECTOR = Target(
+    "Mask R-CNN",
+    "instance-segmentation",
+    CrossFormerForInstanceSegmentation,
+    with_all_stages,
+    MASK_RCNN,
+    HEAD_RENAMES,
+    prefix="crossformer.",
+)
+TARGETS = (
+    CLASSIFIER,
+    BACKBONE,
+    SEMANTIC_FPN_SEGMENTOR,
+    UPERNET_SEGMENTOR,
+    RETINANET_DETECTOR,
+    MASK_RCNN_DETECTOR,
+)
 
 
 def crossformer_config(config: PreTrainedConfig) -> CrossFormerConfig:

@@ -30,8 +30,8 @@ UPERNET = frozenset({"decode_head", "auxiliary_head"})
 CROP = MappingProxyType({"image_size": 512})
 # The 2021 configurations of Semantic FPN S and L, but not B, have larger groups than every other.
 LARGE_GROUPS = MappingProxyType({**CROP, "group_sizes": [14, 14, 7, 7], "intervals": [16, 8, 2, 1]})
-# The configurations of CrossFormer++ segmentors give its stages the groups of the first CrossFormer.
-PLUS_PLUS_CROP = MappingProxyType({**CROP, "group_sizes": [7, 7, 7, 7], "intervals": [8, 4, 2, 1]})
+# The configurations of CrossFormer++ detectors and segmentors give its stages the groups of the first CrossFormer.
+PLUS_PLUS_GROUPS = MappingProxyType({"group_sizes": [7, 7, 7, 7], "intervals": [8, 4, 2, 1]})
 
 
 @dataclass(frozen=True)
@@ -131,12 +131,11 @@ def _upernet(size: str, result: str, *address: str) -> Variant:
     return _dense("upernet", size, "semantic-segmentation", result, MIOU_160K, UPERNET, CROP, *address)
 
 
-def _plus_plus_segmentor(head: str, size: str, metric: str, parts: frozenset) -> Variant:
-    """A segmentor with CrossFormer++ as the `main` branch trains it, whose weights were not released."""
+def _plus_plus(head: str, size: str, task: str, metric: str, parts: frozenset, overrides: Mapping) -> Variant:
+    """A detector or segmentor with CrossFormer++ as the `main` branch trains it, whose weights were not released."""
     preset = f"crossformer-pp-{size}"
     name = f"{head}-{preset}"
-    task = "semantic-segmentation"
-    return Variant(name, preset, task, None, metric, "fixed_group", overrides=PLUS_PLUS_CROP, parts=parts)
+    return Variant(name, preset, task, None, metric, "fixed_group", overrides=overrides, parts=parts)
 
 
 _RELEASED = (
@@ -160,8 +159,13 @@ _RELEASED = (
     _upernet("l", "50.4", "1I9ph5MeCwlTF2PNCkIYMFXYsdywp9nU1", "1Yu8QB42hcbKNGQ46Wx_NaQ", "17ks"),
 )
 _TRAINABLE = tuple(
-    _plus_plus_segmentor(head, size, metric, parts)
-    for head, metric, parts in (("fpn", MIOU_80K, SEMANTIC_FPN), ("upernet", MIOU_160K, UPERNET))
+    _plus_plus(head, size, *rest)
+    for head, *rest in (
+        ("retinanet", "object-detection", BOX_AP, RETINANET, PLUS_PLUS_GROUPS),
+        ("mask-rcnn", "instance-segmentation", BOX_AND_MASK_AP, MASK_RCNN, PLUS_PLUS_GROUPS),
+        ("fpn", "semantic-segmentation", MIOU_80K, SEMANTIC_FPN, {**CROP, **PLUS_PLUS_GROUPS}),
+        ("upernet", "semantic-segmentation", MIOU_160K, UPERNET, {**CROP, **PLUS_PLUS_GROUPS}),
+    )
     for size in ("s", "b")
 )
 VARIANTS: Mapping[str, Variant] = MappingProxyType({variant.name: variant for variant in _RELEASED + _TRAINABLE})

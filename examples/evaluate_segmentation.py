@@ -9,7 +9,6 @@ The multi-scale test of the original code:
 Without data, it draws coloured shapes. A killed run goes on where it stopped when the same command is given again.
 """
 
-import hashlib
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -18,10 +17,10 @@ from pathlib import Path
 
 try:
     import numpy as np
-    import torch
     from support.devices import choose_device
     from support.drawing import draw_comparison
     from support.errors import CommandParser, InputError, run_command
+    from support.fingerprints import fingerprint
     from support.mean_iou import MeanIoU
     from support.resuming import check_same_run, write_atomically, write_json
     from support.segmentation_data import SegmentationDataArguments, read_class_names, validation_samples
@@ -70,15 +69,6 @@ def use_shapes(data: SegmentationDataArguments, output: Path, processor) -> None
     """Draw held-out shapes into the output folder, and let `data` name them."""
     size = min(processor.size.get("shortest_edge") or 96, 512)
     data.validation_dir = str(write_image_folder(output / "shapes", NUM_SHAPES_IMAGES, SHAPES_SEED, size))
-
-
-def fingerprint(model: PreTrainedModel) -> str:
-    """Digest of all weights: a model trained on in the same folder is another one."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def class_names_of(model: PreTrainedModel, data: SegmentationDataArguments) -> list[str]:

@@ -16,7 +16,8 @@ try:
     from support.devices import choose_device
     from support.drawing import draw_segmentation
     from support.errors import CommandParser, InputError, run_command, say
-    from support.image_files import list_images, open_as_rgb, open_rgb
+    from support.image_files import open_as_rgb, open_rgb
+    from support.pictures import plan
     from support.resuming import write_atomically
     from support.segmentation_inference import WholeImageSegmentation
     from support.segmentation_models import load_image_processor, load_segmentor
@@ -53,31 +54,6 @@ def draw_sample(folder: Path) -> Path:
     image = make_shapes_image(SAMPLE_SEED, index=0).image
     write_atomically(path, lambda file: image.save(file, format="PNG"))
     return path
-
-
-def plan(inputs: list[Path], output: Path) -> dict[Path, Path]:
-    """Picture to write for each image; the images of a folder keep their places below it.
-
-    Raises:
-        InputError: There is no such image, or two would have the same picture.
-    """
-    names = {}
-    for given in inputs:
-        if given.is_dir():
-            names |= {image: image.relative_to(given).with_suffix(".png") for image in list_images(given)}
-        elif given.is_file():
-            names[given] = Path(given.stem + ".png")
-        else:
-            raise InputError(f"{given} is neither a file nor a folder: give the path of an image")
-    pictures = {}
-    for image, name in names.items():
-        if name in pictures:
-            raise InputError(
-                f"{image} and {pictures[name]} would both be drawn as {output / name}, but each needs a picture of "
-                "its own: rename one, or give each another --output_dir"
-            )
-        pictures[name] = image
-    return {image: output / name for name, image in pictures.items()}
 
 
 def mask_image(labels: np.ndarray) -> Image.Image:

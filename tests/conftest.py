@@ -1,16 +1,25 @@
-"""A converted checkpoint for the tests of what users do with one."""
+"""A converted checkpoint for the tests of what users do with one, and the same logging for every test."""
 
 import json
 from pathlib import Path
 
 import pytest
 from golden import DATA, config_for, read_case
+from transformers.utils import logging
 
 from conversion.convert_crossformer import main
 
 
+VERBOSITY = logging.get_verbosity()
 # Run as part of a checkout of the original code, never by itself.
 collect_ignore = ["stand_in_original.py"]
+
+
+@pytest.fixture(autouse=True)
+def usual_logging():
+    """Undo what a script that ran in this process chose."""
+    logging.set_verbosity(VERBOSITY)
+    logging.enable_progress_bar()
 
 
 def convert(name: str, output: Path, *options: str) -> Path:

@@ -32,6 +32,9 @@ def test_defaults_are_the_public_contract():
         "decoder_hidden_size": 128,
         "classifier_dropout_prob": 0.1,
         "semantic_loss_ignore_index": 255,
+        "score_threshold": 0.05,
+        "nms_threshold": 0.5,
+        "max_detections": 100,
     }
     assert {name: getattr(config, name) for name in expected} == expected
     assert config.model_type == "crossformer"
@@ -109,6 +112,11 @@ def test_editing_a_saved_configuration_changes_what_follows_from_it(tmp_path):
         ("classifier_dropout_prob", 1.0, "less than 1"),
         ("fpn_hidden_size", 0, "must be positive"),
         ("decoder_hidden_size", -8, "must be positive"),
+        ("score_threshold", -0.1, "at least 0"),
+        ("score_threshold", 1.0, "less than 1"),
+        ("nms_threshold", -0.5, "at least 0"),
+        ("nms_threshold", 1.0, "less than 1"),
+        ("max_detections", 0, "must be positive"),
         ("layer_norm_eps", 0.0, "must be positive"),
         ("initializer_range", -1.0, "must not be negative"),
         ("qk_scale", -1.0, "must be positive"),
@@ -131,7 +139,10 @@ def test_channels_must_suit_the_number_of_kernels():
         CrossFormerConfig(embed_dim=20, num_heads=[1, 2, 4, 8])
 
 
-@pytest.mark.parametrize(("field", "value"), [("embed_dim", "wide"), ("semantic_loss_ignore_index", None)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("embed_dim", "wide"), ("semantic_loss_ignore_index", None), ("max_detections", 10.5), ("score_threshold", None)],
+)
 def test_a_value_of_the_wrong_type_is_named(field, value):
     with pytest.raises(StrictDataclassError, match=field):
         CrossFormerConfig(**{field: value})

@@ -8,7 +8,7 @@ from conversion.command import ConversionError
 from conversion.labels import class_names
 
 
-CLASSIFY, SEGMENT = "image-classification", "image-segmentation"
+CLASSIFY, SEGMENT, DETECT = "image-classification", "semantic-segmentation", "object-detection"
 
 
 def test_imagenet():
@@ -24,6 +24,12 @@ def test_ade20k():
     names = class_names(150, SEGMENT)
     assert len(set(names)) == 150
     assert [names[index] for index in (0, 12, 75, 149)] == ["wall", "person", "swivel chair", "flag"]
+
+
+def test_coco():
+    names = class_names(80, DETECT)
+    assert len(set(names)) == 80
+    assert [names[index] for index in (0, 11, 12, 79)] == ["person", "stop sign", "parking meter", "toothbrush"]
 
 
 def test_the_task_decides_which_data_set_it_is():

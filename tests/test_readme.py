@@ -22,6 +22,12 @@ COMMANDS = [
     shlex.split(line, comments=True) for language, block in BLOCKS if language == "bash" for line in block.splitlines()
 ]
 
+DENSE = {
+    "segment-2021-fpn-s": "fpn-crossformer-s",
+    "detect-2021-retinanet-s": "retinanet-crossformer-s",
+    "detect-2021-mask-rcnn-s": "mask-rcnn-crossformer-s",
+}
+
 
 @contextlib.contextmanager
 def arguments(command: list[str]):
@@ -56,8 +62,9 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     parameters = read_case("classify-crossformer-s-224")["parameters"]
     torch.save({"model": {key: tensor_for(key, shape) for key, shape in parameters}}, folder / "crossformer-s.pth")
-    keys = read_case("segment-2021-fpn-s")["state_dict"]
-    torch.save({"state_dict": {key: tensor_for(key, shape) for key, shape in keys}}, folder / "fpn-crossformer-s.pth")
+    for case, name in DENSE.items():
+        weights = {key: tensor_for(key, shape) for key, shape in read_case(case)["state_dict"]}
+        torch.save({"state_dict": weights}, folder / f"{name}.pth")
     image(0).save(folder / "photo.jpg")
     for seed, name in enumerate(["cat", "cat", "dog", "dog"]):
         file = folder / "my_images" / "train" / name / f"{seed}.jpg"
@@ -71,7 +78,7 @@ def folder(tmp_path_factory):
 
 def test_all_blocks_are_known():
     assert {language for language, _ in BLOCKS} == {"bash", "python"}
-    assert len(COMMANDS) == 5
+    assert len(COMMANDS) == 7
 
 
 def test_commands(folder):

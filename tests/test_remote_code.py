@@ -1,5 +1,7 @@
 """A converted folder works with `trust_remote_code=True` where this package cannot be imported."""
 
+import json
+import math
 import os
 import shutil
 import subprocess
@@ -12,11 +14,23 @@ import torch
 from golden import image_for
 from PIL import Image
 from stand_in_hub import serve
+from test_detection import DETECTORS, INSTANCE, tiny_detector
 from test_semantic_segmentation import tiny_segmentor
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForInstanceSegmentation,
+    AutoModelForObjectDetection,
+    pipeline,
+)
 
 import crossformer_hf
 from conversion.hub_folder import AUTO_MAP, CODE_FILES
-from crossformer_hf import CrossFormerBackbone, CrossFormerForImageClassification, CrossFormerModel
+from crossformer_hf import (
+    CrossFormerBackbone,
+    CrossFormerForImageClassification,
+    CrossFormerImageProcessor,
+    CrossFormerModel,
+)
 
 
 REPO_ID = "someone/crossformer-pp-micro"
@@ -26,6 +40,7 @@ import sys
 sys.modules["crossformer_hf"] = None  # importing it raises ImportError from here on
 import numpy as np, torch
 from transformers import (AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification,
+                          AutoModelForInstanceSegmentation, AutoModelForObjectDetection,
                           AutoModelForSemanticSegmentation, pipeline)
 source, image_file, output_file = sys.argv[1:]
 pixel_values = torch.from_numpy(np.load(image_file))
@@ -56,6 +71,35 @@ image = Image.new("RGB", (101, 61))
 answers = pipeline("image-segmentation", model=source, trust_remote_code=True)(image)
 assert sum(np.asarray(answer["mask"]).astype(bool) for answer in answers).all()
 assert {answer["mask"].size for answer in answers} == {image.size}
+"""
+DETECTOR = """
+from PIL import Image
+processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=True)
+is_instance = AutoConfig.from_pretrained(source, trust_remote_code=True).architectures[0].endswith("Segmentation")
+auto = AutoModelForInstanceSegmentation if is_instance else AutoModelForObjectDetection
+detector = auto.from_pretrained(source, trust_remote_code=True)
+assert type(detector).__module__.startswith("transformers_modules")
+found = detector(pixel_values)
+save("logits", found.logits)
+save("pred_boxes", found.pred_boxes)
+image = Image.fromarray((np.load(image_file)[0].transpose(1, 2, 0) * 40 + 128).clip(0, 255).astype("uint8"))
+model = detector if is_instance else source
+find = pipeline("object-detection", model=model, image_processor=processor, trust_remote_code=True)
+answers = find(image, threshold=0.1)
+save("scores", torch.tensor([answer["score"] for answer in answers]))
+save("boxes", torch.tensor([list(answer["box"].values()) for answer in answers]))
+if is_instance:
+    assert type(processor).__module__.startswith("transformers_modules")
+    save("pred_masks", found.pred_masks)
+    segment = pipeline("image-segmentation", model=detector, image_processor=processor)
+    parts = segment(image, subtask="instance", threshold=0.1)
+    assert parts and {part["mask"].size for part in parts} == {image.size}
+    save("mask", torch.from_numpy(np.array(parts[0]["mask"])))
+# A new head on these weights starts as it does with the package, from the notes on its layers.
+fresh = auto.from_pretrained(source, trust_remote_code=True, num_labels=7, ignore_mismatched_sizes=True)
+bias = (fresh.box_head if is_instance else fresh.head).classifier.bias
+assert len(bias) == (8 if is_instance else 63)
+save("bias", bias)
 """
 BACKBONE_FROM_HUB = """
 backbone = AutoBackbone.from_pretrained(source, trust_remote_code=True, out_features=["stage2", "stage4"])
@@ -128,8 +172,6 @@ def test_from_a_hub(converted, run_without_package):
 
 
 def test_pipelines(converted, run_without_package):
-    from transformers import pipeline
-
     outputs = run_without_package(PIPELINES, str(converted))
     pixels = (image_for(SHAPE, seed=3)[0].numpy().transpose(1, 2, 0) * 40 + 128).clip(0, 255).astype("uint8")
     image = Image.fromarray(pixels)
@@ -162,3 +204,49 @@ def test_segmentor_from_a_hub(segmentor_folder, run_without_package):
     with serve(segmentor_folder, REPO_ID) as endpoint:
         outputs = run_without_package(SEGMENTOR, REPO_ID, endpoint)
     assert_close(outputs["logits"], tiny_segmentor()(image_for(SHAPE, seed=3)).logits)
+
+
+@pytest.fixture(params=DETECTORS)
+def detector_folder(request, tmp_path) -> Path:
+    """A detector with the code and an image processor, as a converted folder has them."""
+    folder = tmp_path / "detector"
+    model = tiny_detector(request.param)
+    model.config.auto_map = AUTO_MAP
+    model.save_pretrained(folder)
+    for name in CODE_FILES:
+        shutil.copyfile(Path(crossformer_hf.__file__).parent / name, folder / name)
+    settings = {"image_processor_type": "DeformableDetrImageProcessor", "size": {"height": 64, "width": 96}}
+    if request.param is INSTANCE:
+        code = {"AutoImageProcessor": "image_processing_crossformer.CrossFormerImageProcessor"}
+        settings |= {"image_processor_type": "CrossFormerImageProcessor", "auto_map": code}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_detectors(detector_folder, run_without_package):
+    """Mask R-CNN from a Hub and RetinaNet from a folder."""
+    if json.loads((detector_folder / "config.json").read_text())["architectures"] == [INSTANCE.__name__]:
+        with serve(detector_folder, REPO_ID) as endpoint:
+            outputs = run_without_package(DETECTOR, REPO_ID, endpoint)
+    else:
+        outputs = run_without_package(DETECTOR, str(detector_folder))
+    is_instance = "pred_masks" in outputs
+    auto = AutoModelForInstanceSegmentation if is_instance else AutoModelForObjectDetection
+    model, processor = auto.from_pretrained(detector_folder), AutoImageProcessor.from_pretrained(detector_folder)
+    assert type(model) is (INSTANCE if is_instance else DETECTORS[0])
+    expected = model(image_for(SHAPE, seed=3))
+    for name in expected:
+        assert_close(outputs[name], expected[name])
+    pixels = (image_for(SHAPE, seed=3)[0].numpy().transpose(1, 2, 0) * 40 + 128).clip(0, 255).astype("uint8")
+    find = pipeline("object-detection", model=model, image_processor=processor)
+    answers = find(Image.fromarray(pixels), threshold=0.1)
+    assert len(answers) > 1
+    assert_close(outputs["scores"], torch.tensor([answer["score"] for answer in answers]))
+    assert outputs["boxes"].tolist() == [list(answer["box"].values()) for answer in answers]
+    rare = 0.0 if is_instance else -math.log(99)
+    assert outputs["bias"] == pytest.approx(rare)
+    if is_instance:
+        assert isinstance(processor, CrossFormerImageProcessor)
+        segment = pipeline("image-segmentation", model=model, image_processor=processor)
+        part = segment(Image.fromarray(pixels), subtask="instance", threshold=0.1)[0]
+        assert (outputs["mask"] == np.array(part["mask"])).all() and outputs["mask"].any()

@@ -8,6 +8,7 @@ import math
 import unittest
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -21,8 +22,11 @@ from crossformer_hf import (
     CrossFormerBackbone,
     CrossFormerConfig,
     CrossFormerForImageClassification,
+    CrossFormerForInstanceSegmentation,
+    CrossFormerForObjectDetection,
     CrossFormerForSemanticSegmentation,
     CrossFormerModel,
+    modeling_crossformer_detection,
 )
 
 
@@ -49,6 +53,8 @@ TINY_CROSSFORMER = {
     "fpn_hidden_size": 16,
     "decoder_hidden_size": 8,
     "out_features": ["stage1", "stage2"],
+    "max_detections": 10,
+    "score_threshold": 0.001,  # under the scores of initial weights
 }
 # 14 x 14 and 7 x 7 tokens. A cooling layer follows the third of the first stage's four layers.
 TINY_CROSSFORMER_PLUS_PLUS = {
@@ -66,7 +72,21 @@ TINY_CROSSFORMER_PLUS_PLUS = {
     "fpn_hidden_size": 16,
     "decoder_hidden_size": 8,
     "out_features": ["stage1", "stage2"],
+    "max_detections": 10,
+    "score_threshold": 0.001,  # under the scores of initial weights
 }
+
+DETECTORS = (CrossFormerForObjectDetection, CrossFormerForInstanceSegmentation)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_and_certain_heads() -> Iterator[None]:
+    """Give Mask R-CNN few features and boxes, lest the tests take minutes, and all to learn from, lest losses vary."""
+    with pytest.MonkeyPatch.context() as patch:
+        sizes = {"BOX_FEATURES": 32, "PROPOSALS": 30, "BOX_SAMPLES": 10**6, "PROPOSAL_SAMPLES": 10**6}
+        for name, value in sizes.items():
+            patch.setattr(modeling_crossformer_detection, name, value)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -76,6 +96,8 @@ def listed_by_transformers() -> Iterator[None]:
         (modeling_auto.MODEL_MAPPING_NAMES, CrossFormerModel),
         (modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, CrossFormerForImageClassification),
         (modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES, CrossFormerForSemanticSegmentation),
+        (modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES, CrossFormerForObjectDetection),
+        (modeling_auto.MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES, CrossFormerForInstanceSegmentation),
         (modeling_auto.MODEL_FOR_BACKBONE_MAPPING_NAMES, CrossFormerBackbone),
     ]
     with pytest.MonkeyPatch.context() as patch:
@@ -104,6 +126,14 @@ class CrossFormerModelTester:
     def get_pixel_values(self, num_channels: int = 3) -> torch.Tensor:
         """Return images (batch, num_channels, image_size, image_size)."""
         return modeling_common.floats_tensor([self.batch_size, num_channels, self.image_size, self.image_size])
+
+    def get_objects(self) -> dict[str, torch.Tensor]:
+        """Return a detector's labels of one image."""
+        size = self.image_size
+        masks = torch.zeros(2, size, size, device=torch_device)
+        masks[0, : size // 2], masks[1, :, : size // 2] = 1, 1
+        boxes = torch.tensor([[0.5, 0.25, 1.0, 0.5], [0.25, 0.5, 0.5, 1.0]], device=torch_device)
+        return {"class_labels": torch.tensor([0, 1], device=torch_device), "boxes": boxes, "masks": masks}
 
     def prepare_config_and_inputs_for_common(self) -> tuple[CrossFormerConfig, dict[str, torch.Tensor]]:
         """Return what the common tests ask for."""
@@ -147,11 +177,14 @@ class CrossFormerModelTest(modeling_common.ModelTesterMixin, pipeline_mixin.Pipe
         CrossFormerBackbone,
         CrossFormerForImageClassification,
         CrossFormerForSemanticSegmentation,
+        CrossFormerForObjectDetection,
+        CrossFormerForInstanceSegmentation,
     )
     pipeline_model_mapping = {
         "image-feature-extraction": CrossFormerModel,
         "image-classification": CrossFormerForImageClassification,
         "image-segmentation": CrossFormerForSemanticSegmentation,
+        "object-detection": CrossFormerForObjectDetection,
     }
     test_resize_embeddings = False
     # Asks for the test that models older than 2023 are let off, whatever year the source file's header names.
@@ -173,6 +206,15 @@ class CrossFormerModelTest(modeling_common.ModelTesterMixin, pipeline_mixin.Pipe
             ],
             embed_dim=48,
         )
+
+    def _prepare_for_class(
+        self, inputs_dict: dict[str, torch.Tensor], model_class: type, return_labels: bool = False
+    ) -> dict[str, Any]:
+        """Return inputs for a class; a detector's labels are two objects with masks in each image."""
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
+        if return_labels and model_class in DETECTORS:
+            inputs["labels"] = [self.model_tester.get_objects() for _ in range(len(inputs["pixel_values"]))]
+        return inputs
 
     def test_config(self):
         """The configuration passes the common tests of configurations."""
@@ -224,6 +266,16 @@ class CrossFormerModelTest(modeling_common.ModelTesterMixin, pipeline_mixin.Pipe
             self.assertEqual(outputs.logits.shape, (batch_size, num_labels, height, width))
             self.assertEqual(outputs.loss.shape, ())
 
+    def test_detection(self):
+        """The detectors return boxes, and the losses of labels."""
+        labels = [self.model_tester.get_objects() for _ in range(self.model_tester.batch_size)]
+        for num_channels in (3, 1):
+            for model_class in DETECTORS:
+                outputs = self._run(model_class, labels=labels, num_labels=4, num_channels=num_channels)
+                self.assertEqual(outputs.logits.shape, (self.model_tester.batch_size, 10, 4))
+                self.assertEqual(outputs.pred_boxes.shape, (self.model_tester.batch_size, 10, 4))
+                self.assertEqual(outputs.loss.shape, ())
+
     def test_model_get_set_embeddings(self):
         """The input embeddings are a module, not a table of tokens; there are no output embeddings."""
         for model_class in self.all_model_classes:
@@ -248,7 +300,13 @@ class CrossFormerModelTest(modeling_common.ModelTesterMixin, pipeline_mixin.Pipe
                     torch.testing.assert_close(attention.sum(dim=-1), torch.ones_like(attention[..., 0]))
                 self.assertEqual(list(outputs)[-1], "attentions")
 
-    def _run(self, model_class: type, labels: torch.Tensor | None = None, **changes: Any) -> ModelOutput:
+    def test_batching_equivalence(self, *arguments: Any, **keywords: Any):
+        """Detectors are left out, whose empty places are minus infinity; `test_detection.py` compares batches."""
+        others = tuple(model_class for model_class in self.all_model_classes if model_class not in DETECTORS)
+        with mock.patch.object(self, "all_model_classes", others):
+            super().test_batching_equivalence(*arguments, **keywords)
+
+    def _run(self, model_class: type, labels: Any = None, **changes: Any) -> ModelOutput:
         """Return a model's output for the tiny configuration with some changes."""
         config = self.model_tester.get_config()
         for name, value in changes.items():

@@ -15,11 +15,11 @@ DENSE = [
     *(f"{head}-crossformer-{size}" for head in ("retinanet", "mask-rcnn") for size in "sb"),
     *(f"{head}-crossformer-{size}" for head in ("fpn", "upernet") for size in "sbl"),
 ]
-PLUS_PLUS_SEGMENTORS = [f"{head}-crossformer-pp-{size}" for head in ("fpn", "upernet") for size in "sb"]
+PLUS_PLUS = [f"{head}-crossformer-pp-{size}" for head in ("retinanet", "mask-rcnn", "fpn", "upernet") for size in "sb"]
 
 
 def test_names():
-    assert list(VARIANTS) == CLASSIFIERS + DENSE + PLUS_PLUS_SEGMENTORS
+    assert list(VARIANTS) == CLASSIFIERS + DENSE + PLUS_PLUS
     assert all(variant.preset in PRESETS for variant in VARIANTS.values())
 
 
@@ -40,8 +40,8 @@ def test_detectors_and_segmentors_have_fixed_intervals(name):
     assert config.intervals == ([16, 8, 2, 1] if large else [8, 4, 2, 1])
 
 
-@pytest.mark.parametrize("name", PLUS_PLUS_SEGMENTORS)
-def test_segmentors_of_plus_plus_have_the_groups_of_the_first(name):
+@pytest.mark.parametrize("name", PLUS_PLUS)
+def test_detectors_and_segmentors_of_plus_plus_have_the_groups_of_the_first(name):
     variant = VARIANTS[name]
     assert not variant.is_released and variant.result is None
     config = variant_config(variant)
@@ -59,9 +59,7 @@ def test_parameters_are_as_many_as_in_the_original(name):
 
 def test_addresses():
     on_drive = [variant for variant in VARIANTS.values() if variant.google_drive]
-    assert [variant.name for variant in VARIANTS.values() if not variant.google_drive] == (
-        CLASSIFIERS[4:] + PLUS_PLUS_SEGMENTORS
-    )
+    assert [variant.name for variant in VARIANTS.values() if not variant.google_drive] == (CLASSIFIERS[4:] + PLUS_PLUS)
     assert len({variant.google_drive for variant in on_drive}) == len(on_drive)
     assert all(len(variant.google_drive) == 33 for variant in on_drive)
     assert VARIANTS["crossformer-pp-b"].address.endswith("(key crsf)")

@@ -3,13 +3,17 @@
 from transformers import (
     AutoBackbone,
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForInstanceSegmentation,
+    AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
 )
 
 from .configuration_crossformer import CrossFormerConfig
 from .group_schedules import group_schedule
+from .image_processing_crossformer import CrossFormerImageProcessor
 from .modeling_crossformer import (
     CrossFormerBackbone,
     CrossFormerForImageClassification,
@@ -17,6 +21,7 @@ from .modeling_crossformer import (
     CrossFormerModel,
     CrossFormerPreTrainedModel,
 )
+from .modeling_crossformer_detection import CrossFormerForInstanceSegmentation, CrossFormerForObjectDetection
 from .presets import PRESETS, preset_config
 from .pretrained_backbone import from_pretrained_backbone
 from .version import __version__
@@ -26,7 +31,10 @@ AutoConfig.register(CrossFormerConfig.model_type, CrossFormerConfig, exist_ok=Tr
 AutoModel.register(CrossFormerConfig, CrossFormerModel, exist_ok=True)
 AutoModelForImageClassification.register(CrossFormerConfig, CrossFormerForImageClassification, exist_ok=True)
 AutoModelForSemanticSegmentation.register(CrossFormerConfig, CrossFormerForSemanticSegmentation, exist_ok=True)
+AutoModelForObjectDetection.register(CrossFormerConfig, CrossFormerForObjectDetection, exist_ok=True)
+AutoModelForInstanceSegmentation.register(CrossFormerConfig, CrossFormerForInstanceSegmentation, exist_ok=True)
 AutoBackbone.register(CrossFormerConfig, CrossFormerBackbone, exist_ok=True)
+AutoImageProcessor.register(CrossFormerConfig, fast_image_processor_class=CrossFormerImageProcessor, exist_ok=True)
 
 __all__ = [
     "__version__",
@@ -34,7 +42,10 @@ __all__ = [
     "CrossFormerBackbone",
     "CrossFormerConfig",
     "CrossFormerForImageClassification",
+    "CrossFormerForInstanceSegmentation",
+    "CrossFormerForObjectDetection",
     "CrossFormerForSemanticSegmentation",
+    "CrossFormerImageProcessor",
     "CrossFormerModel",
     "CrossFormerPreTrainedModel",
     "from_pretrained_backbone",

@@ -17,12 +17,15 @@ POSITIVE_FIELDS = (
     "mlp_ratio",
     "fpn_hidden_size",
     "decoder_hidden_size",
+    "max_detections",
 )
 PROBABILITIES = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
     "drop_path_rate",
     "classifier_dropout_prob",
+    "score_threshold",
+    "nms_threshold",
 )
 
 
@@ -72,10 +75,13 @@ class CrossFormerConfig(BackboneConfigMixin, PreTrainedConfig):
         drop_path_rate: Stochastic depth rate of the last layer; it grows linearly from 0 at the first.
         initializer_range: Standard deviation of the initial weights of linear layers.
         layer_norm_eps: Epsilon of every layer norm.
-        fpn_hidden_size: Channels of the feature pyramid of a segmentor.
+        fpn_hidden_size: Channels of the feature pyramid of a segmentor or detector.
         decoder_hidden_size: Channels of the Semantic FPN head.
         classifier_dropout_prob: Dropout, of whole channels, before the classifier of the Semantic FPN head.
         semantic_loss_ignore_index: Label of pixels that the loss of semantic segmentation leaves out.
+        score_threshold: Lowest score of a detection.
+        nms_threshold: Overlap, as intersection over union, above which the weaker of two detections of a class goes.
+        max_detections: Most detections in an image.
         out_features: Names out of `stage_names` that a backbone returns; the last stage unless given.
         out_indices: The same as positions in `stage_names`.
 
@@ -119,6 +125,9 @@ class CrossFormerConfig(BackboneConfigMixin, PreTrainedConfig):
     decoder_hidden_size: int = 128
     classifier_dropout_prob: float | int = 0.1
     semantic_loss_ignore_index: int = 255
+    score_threshold: float | int = 0.05
+    nms_threshold: float | int = 0.5
+    max_detections: int = 100
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 

@@ -679,12 +679,13 @@ class CrossFormerBackbone(BackboneMixin, CrossFormerPreTrainedModel):
     ```
     """
 
-    # The parts of a classifier or segmentor that a backbone has no use for.
+    # The parts of a classifier, segmentor or detector that a backbone has no use for.
     _keys_to_ignore_on_load_unexpected = [
         r"^(crossformer\.)?layernorm\.",
         r"^classifier\.",
         r"^neck\.",
-        r"^decode_head\.",
+        r"^((decode|proposal|box|mask)_)?head\.",
+        r"^extra_levels\.",
     ]
 
     def __init__(self, config: CrossFormerConfig):
