@@ -145,7 +145,7 @@ def test_masks_of_a_batch_of_sizes():
     for size, result, detected in zip(SIZES, results, detections, strict=True):
         number = len(detected["scores"])
         assert result["segmentation"].shape == (number, *size) and number > 0
-        assert [segment["score"] for segment in result["segments_info"]] == detected["scores"].tolist()
+        assert [segment["score"] for segment in result["segments_info"]] == pytest.approx(detected["scores"].tolist())
         assert [segment["label_id"] for segment in result["segments_info"]] == detected["labels"].tolist()
         boxes = torch.tensor([segment["box"] for segment in result["segments_info"]])
         torch.testing.assert_close(boxes, detected["boxes"], rtol=0, atol=1e-3)
