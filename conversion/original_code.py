@@ -19,7 +19,7 @@ from torch import nn
 from conversion.command import ConversionError, explain
 from conversion.key_mapping import map_keys
 from conversion.porting import Weights, listed
-from crossformer_hf import CrossFormerConfig
+from crossformer_hf import CrossFormerConfig, CrossFormerPreTrainedModel
 
 
 CLASSIFIER = "models/crossformer.py"
@@ -93,6 +93,38 @@ class Original:
         """The modules whose outputs are compared: a stage's last block, which comes before its downsampling."""
         stages = {f"stage{index + 1}": stage.blocks[-1] for index, stage in enumerate(self.model.layers)}
         return {"embeddings": self.model.patch_embed, **stages}
+
+
+def build_like(
+    ours: CrossFormerPreTrainedModel, checkout: Path, size: tuple[int, int], drop_path: type[nn.Module]
+) -> nn.Module:
+    """The original of a model of ours, with its weights, for more than inference: in training mode it trains.
+
+    Args:
+        ours: A classifier or backbone.
+        checkout: A checkout of the original repository.
+        size: Height and width of the images, in pixels.
+        drop_path: Stochastic depth, a class made with its rate; the stand-in does not drop.
+
+    Raises:
+        ConversionError: This branch does not compute what `ours` does.
+    """
+    config, branch = ours.config, branch_of(checkout)
+    has_head = hasattr(ours, "classifier")
+    kind = "classifier" if has_head else "backbone"
+    check_computable(config, branch, kind, size)
+    dense_file = DENSE_MAIN if branch == "main" else DENSE_2021
+    module = import_file(checkout / (CLASSIFIER if has_head else dense_file))
+    module.DropPath = drop_path
+    options = arguments(config, branch, kind, config.num_labels if has_head else 0, size)
+    with redirect_stdout(StringIO()), _quiet():  # it prints its group sizes
+        model = model_class(module, config)(**options, drop_path_rate=config.drop_path_rate)
+    for name, layer in model.named_modules():
+        if name.endswith("pos_proj"):  # its input is always made in float32
+            layer.register_forward_pre_hook(lambda layer, offsets: offsets[0].to(layer.weight.dtype))
+    parameters = {name.removeprefix("crossformer."): parameter for name, parameter in ours.named_parameters()}
+    names = map_keys(name for name, _ in model.named_parameters()).mapped
+    return load_strictly(model, Weights({key: parameters[name] for key, name in names.items() if name in parameters}))
 
 
 def branch_of(checkout: Path) -> str:
