@@ -43,14 +43,13 @@ try:
     from support.detection_training import DetectionTrainer, ScheduleArguments
     from support.detection_transforms import DetectionExamples, ResizingArguments, collate
     from support.errors import CommandParser, InputError, run_command
-    from support.resuming import check_same_run, newest_checkpoint, remove_run
+    from support.resuming import find_checkpoint
     from transformers import PreTrainedModel, TrainingArguments, logging, set_seed
 except ImportError as error:
     sys.exit(f"This script needs `{error.name}`, which is not installed: pip install 'crossformer-hf[train]'")
 
 
 NUM_SHAPES_IMAGES = {"train": 400, "validation": 100}
-SETTINGS_FILE = "settings.json"
 SETTINGS = ("learning_rate", "weight_decay", "warmup_steps", "max_steps", "num_train_epochs", "seed", "max_grad_norm")
 SETTINGS += ("per_device_train_batch_size", "gradient_accumulation_steps", "lr_scheduler_type")
 # Flags that replace what a recipe says with another.
@@ -59,7 +58,6 @@ REPLACED = {
     "architecture": "config_overrides",
     "model_name_or_path": "config_overrides",
 }
-START_ANEW = "give the same value, another --output_dir, or --overwrite_output_dir to start anew"
 
 
 @dataclass
@@ -163,19 +161,6 @@ def settings_of(model: ModelArguments, data, resizing, schedule, training: Train
     settings = {**asdict(model), **asdict(data), **asdict(resizing), **asdict(schedule)}
     settings.pop("overwrite_output_dir")
     return {**settings, **{name: getattr(training, name) for name in SETTINGS}}
-
-
-def find_checkpoint(overwrite: bool, settings: dict, training: TrainingArguments) -> str | None:
-    """The checkpoint to go on from: the one that the user names, or the newest of the same run, or none."""
-    output = Path(training.output_dir)
-    if overwrite:
-        remove_run(output, SETTINGS_FILE)
-    check_same_run(output / SETTINGS_FILE, settings, START_ANEW)
-    chosen = training.resume_from_checkpoint
-    if chosen and not Path(chosen, "trainer_state.json").exists():
-        raise InputError(f"--resume_from_checkpoint is {chosen}, which is no checkpoint: give a folder `checkpoint-…`")
-    newest = newest_checkpoint(output)
-    return chosen or (str(newest) if newest else None)
 
 
 def build_model(chosen: ModelArguments, names: list[str]) -> PreTrainedModel:

@@ -28,7 +28,7 @@ try:
     import accelerate  # noqa: F401  (the Trainer needs it, and says so only much later)
     import torch
     from support.errors import CommandParser, InputError, run_command
-    from support.resuming import check_same_run, newest_checkpoint, remove_run
+    from support.resuming import find_checkpoint
     from support.segmentation_data import (
         SegmentationDataArguments,
         SegmentationTrainingDataArguments,
@@ -55,10 +55,8 @@ except ImportError as error:
 
 DEFAULTS = SegmentationDataArguments()
 NUM_SHAPES_IMAGES = {"train": 400, "validation": 100}
-SETTINGS_FILE = "settings.json"
 SETTINGS = ("learning_rate", "weight_decay", "warmup_steps", "max_steps", "num_train_epochs", "seed")
 SETTINGS += ("per_device_train_batch_size", "gradient_accumulation_steps", "lr_scheduler_type")
-START_ANEW = "give the same value, another --output_dir, or --overwrite_output_dir to start anew"
 
 
 @dataclass
@@ -159,19 +157,6 @@ def settings_of(model: ModelArguments, data, augmentation, training: TrainingArg
     settings = {**asdict(model), **asdict(data), **asdict(augmentation)}
     settings.pop("overwrite_output_dir")
     return {**settings, **{name: getattr(training, name) for name in SETTINGS}}
-
-
-def find_checkpoint(overwrite: bool, settings: dict, training: TrainingArguments) -> str | None:
-    """The checkpoint to go on from: the one that the user names, or the newest of the same run, or none."""
-    output = Path(training.output_dir)
-    if overwrite:
-        remove_run(output, SETTINGS_FILE)
-    check_same_run(output / SETTINGS_FILE, settings, START_ANEW)
-    chosen = training.resume_from_checkpoint
-    if chosen and not Path(chosen, "trainer_state.json").exists():
-        raise InputError(f"--resume_from_checkpoint is {chosen}, which is no checkpoint: give a folder `checkpoint-…`")
-    newest = newest_checkpoint(output)
-    return chosen or (str(newest) if newest else None)
 
 
 def build_trainer(

@@ -1,7 +1,6 @@
 """Images with boxes and masks from COCO-format folders or from anything that `datasets` loads, checked one by one."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from .coco_annotations import Category, check_annotation, objects_of, order_cate
 from .coco_files import AnnotatedImage, names_of_categories, read_categories, read_images, read_json, read_rows
 from .errors import InputError
 from .image_files import OpenImage, open_as_rgb, open_rgb
+from .reading import read_all
 from .segmentation_data import MAX_LISTED, check_choice, load_splits, read_lines
 
 
@@ -208,11 +208,7 @@ def check_images(
     images: Sequence[AnnotatedImage], check: Callable[[AnnotatedImage], tuple], description: str
 ) -> tuple[list[CheckedImage], list[Problem]]:
     """What can be used, and what is wrong with the rest."""
-    pool = ThreadPoolExecutor()
-    try:
-        results = list(tqdm(pool.map(check, images), desc=description, total=len(images), leave=False))
-    finally:  # When interrupted, do not read all the rest.
-        pool.shutdown(cancel_futures=True)
+    results = read_all(check, images, description)
     return [image for image, _ in results if image], [problem for _, problems in results for problem in problems]
 
 

@@ -7,7 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from transformers import TrainingArguments
+
 from .errors import InputError
+
+
+SETTINGS_FILE = "settings.json"
+START_ANEW = "give the same value, another --output_dir, or --overwrite_output_dir to start anew"
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
@@ -60,3 +66,25 @@ def remove_run(folder: Path, *files: str) -> None:
         shutil.rmtree(path)
     for name in files:
         (folder / name).unlink(missing_ok=True)
+
+
+def find_checkpoint(overwrite: bool, settings: dict, training: TrainingArguments) -> str | None:
+    """The checkpoint to go on from: the one that the user names, or the newest of the same run, or none.
+
+    Args:
+        overwrite: Whether to start anew, without what an earlier run left.
+        settings: What a run must have in common with the one that it goes on with.
+        training: For its output folder and the checkpoint that the user names.
+
+    Raises:
+        InputError: The output folder holds another run, or what the user names is no checkpoint.
+    """
+    output = Path(training.output_dir)
+    if overwrite:
+        remove_run(output, SETTINGS_FILE)
+    check_same_run(output / SETTINGS_FILE, settings, START_ANEW)
+    chosen = training.resume_from_checkpoint
+    if chosen and not Path(chosen, "trainer_state.json").exists():
+        raise InputError(f"--resume_from_checkpoint is {chosen}, which is no checkpoint: give a folder `checkpoint-…`")
+    newest = newest_checkpoint(output)
+    return chosen or (str(newest) if newest else None)

@@ -1,7 +1,6 @@
 """Images with masks from folders or from anything that `datasets` loads, checked one by one."""
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -11,10 +10,10 @@ import datasets
 import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset, Subset
-from tqdm.auto import tqdm
 
 from .errors import InputError, say
 from .image_files import ImageFile, OpenImage, list_images, open_as_rgb, open_mask, open_rgb
+from .reading import read_all
 
 
 IGNORE_INDEX = 255
@@ -222,12 +221,7 @@ def find_problems(samples: SegmentationSamples, description: str) -> dict[int, s
             return str(error)
         return None
 
-    pool = ThreadPoolExecutor()
-    try:
-        reading = pool.map(problem_of, range(len(samples)))
-        found = list(tqdm(reading, desc=description, total=len(samples), leave=False))
-    finally:  # When interrupted, do not read all the rest.
-        pool.shutdown(cancel_futures=True)
+    found = read_all(problem_of, range(len(samples)), description)
     return {index: problem for index, problem in enumerate(found) if problem}
 
 
