@@ -54,15 +54,13 @@ class CrossFormerImageProcessor(DeformableDetrImageProcessor):
                 f"`target_sizes` is {target_sizes}, but must be (height, width) of each of the {len(outputs.logits)} "
                 "images; give [image.size[::-1] for image in images]."
             )
-        return [
+        images = (
             self._segments(outputs, index, tuple(map(int, size)), threshold, mask_threshold)
-            if return_binary_maps
-            else flatten_segments(
-                self._segments(outputs, index, tuple(map(int, size)), threshold, mask_threshold),
-                overlap_mask_area_threshold,
-            )
             for index, size in enumerate(target_sizes)
-        ]
+        )
+        if return_binary_maps:
+            return list(images)
+        return [flatten_segments(segments, overlap_mask_area_threshold) for segments in images]
 
     def _segments(self, outputs, index: int, size: tuple[int, int], threshold: float, mask_threshold: float) -> dict:
         """The segments of one image, as binary maps."""
