@@ -53,18 +53,9 @@ class Original:
     ):
         self.branch = branch_of(checkout)
         self.has_head = weights.has_head
-        kind = "classifier" if weights.has_head else "backbone"
-        dense_file = DENSE_MAIN if self.branch == "main" else DENSE_2021
-        self.file = CLASSIFIER if weights.has_head else dense_file
-        check_computable(config, self.branch, kind, size)
-        module = import_file(checkout / self.file)
+        self.file = file_of(self.branch, weights.has_head)
         num_labels = weights.num_labels if weights.has_head else 0
-        with redirect_stdout(StringIO()), _quiet():  # it prints its group sizes
-            model = model_class(module, config)(**arguments(config, self.branch, kind, num_labels, size))
-        self.model = load_strictly(model, weights).to(dtype).eval()
-        for name, module in self.model.named_modules():
-            if name.endswith("pos_proj"):  # its input is always made in float32
-                module.register_forward_pre_hook(lambda _, offsets: offsets[0].to(dtype))
+        self.model = load_strictly(build(checkout, config, num_labels, size), weights).to(dtype).eval()
 
     @torch.no_grad()
     def outputs(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -109,22 +100,52 @@ def build_like(
     Raises:
         ConversionError: This branch does not compute what `ours` does.
     """
-    config, branch = ours.config, branch_of(checkout)
-    has_head = hasattr(ours, "classifier")
-    kind = "classifier" if has_head else "backbone"
-    check_computable(config, branch, kind, size)
-    dense_file = DENSE_MAIN if branch == "main" else DENSE_2021
-    module = import_file(checkout / (CLASSIFIER if has_head else dense_file))
-    module.DropPath = drop_path
-    options = arguments(config, branch, kind, config.num_labels if has_head else 0, size)
-    with redirect_stdout(StringIO()), _quiet():  # it prints its group sizes
-        model = model_class(module, config)(**options, drop_path_rate=config.drop_path_rate)
-    for name, layer in model.named_modules():
-        if name.endswith("pos_proj"):  # its input is always made in float32
-            layer.register_forward_pre_hook(lambda layer, offsets: offsets[0].to(layer.weight.dtype))
+    num_labels = ours.config.num_labels if hasattr(ours, "classifier") else 0
+    model = build(checkout, ours.config, num_labels, size, drop_path)
     parameters = {name.removeprefix("crossformer."): parameter for name, parameter in ours.named_parameters()}
     names = map_keys(name for name, _ in model.named_parameters()).mapped
     return load_strictly(model, Weights({key: parameters[name] for key, name in names.items() if name in parameters}))
+
+
+def build(
+    checkout: Path,
+    config: CrossFormerConfig,
+    num_labels: int,
+    size: tuple[int, int],
+    drop_path: type[nn.Module] | None = None,
+) -> nn.Module:
+    """The original's classifier of `num_labels` classes, or its backbone where that is 0, with weights of its own.
+
+    Args:
+        checkout: A checkout of the original repository.
+        config: Our configuration of the same model.
+        num_labels: Classes; 0 for a backbone.
+        size: Height and width of the images, in pixels.
+        drop_path: Stochastic depth, a class made with its rate; unless given, nothing is dropped.
+
+    Raises:
+        ConversionError: This branch does not compute what `config` describes.
+    """
+    branch, kind = branch_of(checkout), "classifier" if num_labels else "backbone"
+    check_computable(config, branch, kind, size)
+    module = import_file(checkout / file_of(branch, bool(num_labels)))
+    options = arguments(config, branch, kind, num_labels, size)
+    if drop_path is not None:
+        module.DropPath = drop_path
+        options["drop_path_rate"] = config.drop_path_rate
+    with redirect_stdout(StringIO()), _quiet():  # it prints its group sizes
+        model = model_class(module, config)(**options)
+    for name, layer in model.named_modules():
+        if name.endswith("pos_proj"):  # its input is always made in float32
+            layer.register_forward_pre_hook(lambda layer, offsets: offsets[0].to(layer.weight.dtype))
+    return model
+
+
+def file_of(branch: str, has_head: bool) -> str:
+    """The file of a branch that has its classifier, or its backbone."""
+    if has_head:
+        return CLASSIFIER
+    return DENSE_MAIN if branch == "main" else DENSE_2021
 
 
 def branch_of(checkout: Path) -> str:
