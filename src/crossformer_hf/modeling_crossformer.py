@@ -41,6 +41,11 @@ from .configuration_crossformer import CrossFormerConfig
 PADDED_KEY = 64.0
 # Fused attention kernels want head widths that are multiples of 8.
 PADDING_FEATURES = 8
+# Groups of up to this many tokens are too short for a fused attention kernel to pay on a CPU.
+SHORT_GROUP = 256
+# Intermediate results of this size, in bytes, stay in a CPU's last cache, and the allocator keeps their memory.
+PART_BYTES = 8 * 2**20
+HAS_FAST_CONVOLUTION = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def ceil_div(dividend: int, divisor: int) -> int:
@@ -121,6 +126,35 @@ def ungroup_tokens(
     return regions.permute(0, 1, 5, 3, 2, 6, 4, 7).reshape(batch, height, width, groups.shape[-1])
 
 
+def group_padded_tokens(
+    hidden_states: torch.Tensor, group_size: tuple[int, int], interval: int, bottom: int, right: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Group (batch, height, width, channels) as if it were padded by `bottom` rows and `right` columns.
+
+    Returns the groups as `group_tokens` does, any token in the padded places, and (batch * num_groups,
+    tokens_per_group), which is true where a token is real.
+    """
+    batch, height, width, channels = hidden_states.shape
+    # The places of the real tokens count from 1, so that padding is 0.
+    places = torch.arange(1, height * width + 1, device=hidden_states.device).view(height, width)
+    places = group_tokens(F.pad(places, (0, right, 0, bottom))[None, :, :, None], group_size, interval).squeeze(-1)
+    groups = hidden_states.flatten(1, 2).index_select(1, (places - 1).clamp(min=0).flatten())
+    return groups.view(-1, places.shape[1], channels), (places > 0).repeat(batch, 1)
+
+
+def ungroup_padded_tokens(
+    groups: torch.Tensor, group_size: tuple[int, int], interval: int, height: int, width: int
+) -> torch.Tensor:
+    """Undo `group_padded_tokens`: (batch * num_groups, tokens_per_group, channels) to the real tokens of each map."""
+    rows, columns = group_size[0] * interval, group_size[1] * interval
+    padded_height, padded_width = ceil_div(height, rows) * rows, ceil_div(width, columns) * columns
+    num_places = padded_height * padded_width
+    places = torch.arange(num_places, device=groups.device).view(-1, groups.shape[1], 1)
+    places = crop_tokens(ungroup_tokens(places, group_size, interval, padded_height, padded_width), height, width)
+    tokens = groups.view(-1, num_places, groups.shape[-1]).index_select(1, places.flatten())
+    return tokens.unflatten(1, (height, width))
+
+
 def crop_tokens(hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """The first `height` rows and `width` columns of (batch, padded height, padded width, channels)."""
     # Gathered, not sliced: with dynamic shapes the layout of a slice depends on whether it cuts anything off.
@@ -128,6 +162,25 @@ def crop_tokens(hidden_states: torch.Tensor, height: int, width: int) -> torch.T
     columns = torch.arange(width, device=hidden_states.device)
     index = (rows[:, None] * hidden_states.shape[2] + columns).flatten()
     return hidden_states.flatten(1, 2).index_select(1, index).unflatten(1, (height, width))
+
+
+def in_parts(function: Callable, row_features: int, *tensors: torch.Tensor) -> torch.Tensor:
+    """Apply `function` to rows of `tensors` at a time, where that is faster: on a CPU, when no gradient is wanted.
+
+    Large intermediate results leave the caches, and a CPU's allocator returns their memory to the system each time,
+    which costs more than computing them.
+
+    Args:
+        function: From tensors (rows, ...) to a tensor (rows, ...) that holds the same for each row in any company.
+        row_features: Numbers of a row that `function` holds at a time.
+        tensors: Each (rows, ...).
+    """
+    if tensors[0].device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return function(*tensors)
+    rows = len(tensors[0])
+    num_parts = min(rows, ceil_div(rows * row_features * tensors[0].element_size(), PART_BYTES))
+    parts = [function(*part) for part in zip(*(tensor.chunk(num_parts) for tensor in tensors), strict=True)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def eager_attention_forward(
@@ -149,6 +202,64 @@ def eager_attention_forward(
     scores = torch.matmul(query * scaling, key.transpose(-1, -2)) + attention_mask
     probabilities = nn.functional.dropout(scores.softmax(dim=-1), p=dropout, training=module.training)
     return torch.matmul(probabilities, value).transpose(1, 2), probabilities
+
+
+def short_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    return eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout)[0], None
+
+
+def multiplies_faster_by_convolution(*tensors: torch.Tensor) -> bool:
+    """Whether these are plain float32 tensors on a CPU with AVX-512.
+
+    PyTorch multiplies float32 matrices with MKL, which leaves AVX-512 unused on CPUs that are not Intel's, but computes
+    convolutions with oneDNN, which does not.
+    """
+    return HAS_FAST_CONVOLUTION and all(
+        type(tensor) in (torch.Tensor, nn.Parameter) and tensor.device.type == "cpu" and tensor.dtype == torch.float32
+        for tensor in tensors
+    )
+
+
+def multiply_by_convolution(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`F.linear` of (rows, in_features) with (out_features, in_features), as a convolution with a kernel of 1 x 1."""
+    # oneDNN reorders the kernel at each call, so it is the smaller of the two matrices.
+    if len(rows) < len(weight):
+        product = convolve_rows(weight, rows).t()
+        return (product if bias is None else product + bias).contiguous()
+    return convolve_rows(rows, weight, bias)
+
+
+def convolve_rows(rows: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Convolve (rows, features), taken for an image one pixel wide, with (columns, features): (rows, columns)."""
+    image = rows.view(1, -1, 1, rows.shape[1]).permute(0, 3, 1, 2)
+    return F.conv2d(image, kernel[:, :, None, None], bias).permute(0, 2, 3, 1).flatten(0, 2)
+
+
+class CrossFormerLinear(nn.Linear):
+    """Linear layer that is fast in float32 on every CPU with AVX-512."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(..., in_features) to (..., out_features)."""
+        if not multiplies_faster_by_convolution(hidden_states, self.weight):
+            return super().forward(hidden_states)
+        rows = hidden_states.reshape(-1, self.in_features)
+        return multiply_by_convolution(rows, self.weight, self.bias).view(*hidden_states.shape[:-1], self.out_features)
+
+
+class CrossFormerConvolution(nn.Conv2d):
+    """Convolution that is fast for small maps on a CPU, too."""
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        """(batch, in_channels, height, width) to out_channels."""
+        height, width = ((size + 2 * p - k) // s + 1 for size, p, k, s in zip(feature_map.shape[-2:], self.padding, self.kernel_size, self.stride))
+        if torch.compiler.is_compiling() or len(feature_map)*height*width >= self.out_channels or not multiplies_faster_by_convolution(feature_map, self.weight):
+            return super().forward(feature_map)
+        bottom = self.padding[0]
+        patches = F.pad(feature_map, (bottom,) * 4)
+        for dimension, (size, stride) in enumerate(zip(self.kernel_size, self.stride, strict=True), start=2):
+            patches = patches.unfold(dimension, size, stride)
+        rows = patches.permute(0, 2, 3, 1, 4, 5).reshape(len(feature_map) * height * width, -1)
+        return multiply_by_convolution(rows, self.weight.flatten(1), self.bias).view(-1, height, width, self.out_channels).permute(0, 3, 1, 2)
 
 
 class CrossFormerDropPath(nn.Module):
@@ -184,7 +295,7 @@ class CrossFormerCrossScaleEmbedding(nn.Module):
         # A half, a quarter, …, and the last kernel gets as much as the one before it.
         last = len(kernel_sizes) - 1
         self.projections = nn.ModuleList(
-            nn.Conv2d(in_channels, out_channels // 2 ** min(i + 1, last), size, stride, padding=(size - stride) // 2)
+            CrossFormerConvolution(in_channels, out_channels // 2 ** min(i + 1, last), size, stride, padding=(size - stride) // 2)
             for i, size in enumerate(kernel_sizes)
         )
 
@@ -284,17 +395,19 @@ class CrossFormerDynamicPositionBias(nn.Module):
         bias = self.projection(torch.cartesian_prod(row_offsets, column_offsets).to(like.dtype))
         for layer in self.layers:
             bias = layer(bias)
-        return bias.t()[:, relative_position_index(group_size, like.device)].to(like.dtype)
+        return pairwise(bias.t().unflatten(1, (2 * rows - 1, 2 * columns - 1))).to(like.dtype)
 
 
-def relative_position_index(group_size: tuple[int, int], device: torch.device) -> torch.Tensor:
-    """Position of each pair's offset in the row-major list of all (row, column) offsets: (tokens, tokens)."""
-    rows, columns = group_size
-    row = torch.arange(rows, device=device).repeat_interleave(columns)
-    column = torch.arange(columns, device=device).repeat(rows)
-    row_offset = row[:, None] - row[None, :] + rows - 1
-    column_offset = column[:, None] - column[None, :] + columns - 1
-    return row_offset * (2 * columns - 1) + column_offset
+def pairwise(values: torch.Tensor) -> torch.Tensor:
+    """Value of each pair of tokens in a group, from the value of each offset between two tokens.
+
+    Takes (heads, 2 * rows - 1, 2 * columns - 1), offsets from the most negative on; returns (heads, rows * columns,
+    rows * columns), where the offset is the first token's place less the second's.
+    """
+    rows, columns = (ceil_div(size, 2) for size in values.shape[1:])
+    # (heads, row, column, rows, columns): for each first token a window of offsets, the second tokens backwards.
+    windows = values.unfold(1, rows, 1).unfold(2, columns, 1)
+    return windows.flip(3, 4).flatten(3).flatten(1, 2)
 
 
 class CrossFormerAttention(nn.Module):
@@ -317,9 +430,9 @@ class CrossFormerAttention(nn.Module):
         self.head_dim = channels // num_heads
         self.scaling = config.qk_scale or self.head_dim**-0.5
         self.attention_dropout = config.attention_probs_dropout_prob
-        self.qkv = nn.Linear(channels, 3 * channels, bias=config.qkv_bias)
+        self.qkv = CrossFormerLinear(channels, 3 * channels, bias=config.qkv_bias)
         self.position_bias = CrossFormerDynamicPositionBias(config, channels, num_heads)
-        self.projection = nn.Linear(channels, channels)
+        self.projection = CrossFormerLinear(channels, channels)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
@@ -336,56 +449,51 @@ class CrossFormerAttention(nn.Module):
         right = padding_to_multiple(width, group_size[1] * interval)
         if statically_known_true(bottom + right == 0):
             groups = group_tokens(hidden_states, group_size, interval)
-            context, probabilities = self.attend(self.qkv(groups), group_size, **kwargs)
-            output = ungroup_tokens(self.projection(context), group_size, interval, height, width)
-        else:  # only real tokens are projected
-            padded = self.pad_projected(self.qkv(hidden_states), bottom, right)
-            groups = group_tokens(padded, group_size, interval)
-            context, probabilities = self.attend(groups, group_size, **kwargs)
-            context = ungroup_tokens(context, group_size, interval, height + bottom, width + right)
-            output = self.projection(crop_tokens(context, height, width))
+            output, probabilities = self.attend(groups, group_size, **kwargs)
+            output = ungroup_tokens(output, group_size, interval, height, width)
+        else:
+            groups, is_real = group_padded_tokens(hidden_states, group_size, interval, bottom, right)
+            output, probabilities = self.attend(groups, group_size, is_real, **kwargs)
+            output = ungroup_padded_tokens(output, group_size, interval, height, width)
         return self.dropout(output), probabilities
 
-    def pad_projected(self, projected: torch.Tensor, bottom: int, right: int) -> torch.Tensor:
-        """Pad queries, keys and values by `bottom` rows and `right` columns that attention keeps off.
+    def attend(self, groups, group_size, *is_real, **kwargs):
+        bias = self.position_bias(group_size, like=groups)[None]
+        probabilities = []
 
-        The mask is carried by the tokens: heads get a few more features, whose product of query and key is 0 for a
-        real key and far below 0 for a padded one. So a mask per pair of tokens is never built, and a group without any
-        real token still has a finite softmax.
+        def run(groups, *is_real):
+            query, key, value = self.qkv(groups).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+            if is_real:
+                query, key, value = self.keep_off_padding(query, key, value, *is_real)
+            attention = self.attention_function(query, bias)
+            context, part = attention(
+                self,
+                query,
+                key,
+                value,
+                attention_mask=bias,
+                scaling=self.scaling,
+                dropout=self.attention_dropout if self.training else 0.0,
+                **kwargs,
+            )
+            probabilities.append(part)
+            return self.projection(context[..., : self.head_dim].flatten(2))
 
-        Takes (batch, height, width, 3 * channels); returns (batch, padded height, padded width, 3 * wider channels).
-        """
-        projected = projected.unflatten(-1, (3, self.num_heads, -1))
-        height, width, head_dim = projected.shape[1], projected.shape[2], projected.shape[-1]
-        padded = F.pad(projected, (0, PADDING_FEATURES, 0, 0, 0, 0, 0, right, 0, bottom))
-        key_features = F.pad(projected.new_zeros(height, width), (0, right, 0, bottom), value=-PADDED_KEY)
-        padded[..., 0, :, head_dim:] = PADDED_KEY / self.scaling / PADDING_FEATURES
-        padded[..., 1, :, head_dim:] = key_features[..., None, None]
-        return padded.flatten(3)
+        output = in_parts(run, groups.shape[1] * (3 * groups.shape[2]), groups, *is_real)
+        return output, None if probabilities[0] is None else torch.cat(probabilities)
 
-    def attend(
-        self, groups: torch.Tensor, group_size: tuple[int, int], **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Apply the chosen attention implementation with the position bias.
+    def attention_function(self, query, bias) -> Callable:
+        implementation = self.config._attn_implementation
+        if implementation == "sdpa" and query.device.type == "cpu" and not torch.compiler.is_compiling() and query.dtype == torch.float32 and (query.shape[-2] <= SHORT_GROUP or bias.requires_grad):
+            return short_attention_forward
+        return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
 
-        Takes queries, keys and values (groups, tokens, 3 * channels), wider where padded; returns (groups, tokens,
-        channels) and the probabilities (groups, heads, tokens, tokens) or `None`.
-        """
-        query, key, value = groups.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        context, probabilities = attention(
-            self,
-            query,
-            key,
-            value,
-            attention_mask=self.position_bias(group_size, like=query)[None],
-            scaling=self.scaling,
-            dropout=self.attention_dropout if self.training else 0.0,
-            **kwargs,
-        )
-        return context[..., : self.head_dim].flatten(2), probabilities
+    def keep_off_padding(self, query, key, value, is_real):
+        """Queries, keys and values with a few more features."""
+        query, key, value = (F.pad(tensor, (0, PADDING_FEATURES)) for tensor in (query, key, value))
+        query[..., self.head_dim :] = PADDED_KEY / self.scaling / PADDING_FEATURES
+        key[..., self.head_dim :] = torch.where(is_real, 0.0, -PADDED_KEY)[:, None, :, None]
+        return query, key, value
 
 
 class CrossFormerMLP(nn.Module):
@@ -398,15 +506,19 @@ class CrossFormerMLP(nn.Module):
                 f"`hidden_act` is {config.hidden_act!r}, but it must be an activation that Transformers knows: "
                 f"{', '.join(sorted(ACT2FN))}."
             )
-        self.fc1 = nn.Linear(channels, hidden_channels)
+        self.fc1 = CrossFormerLinear(channels, hidden_channels)
         self.activation = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(hidden_channels, channels)
+        self.fc2 = CrossFormerLinear(hidden_channels, channels)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(batch, height, width, channels) to the same."""
-        hidden_states = self.dropout(self.activation(self.fc1(hidden_states)))
-        return self.dropout(self.fc2(hidden_states))
+        tokens = hidden_states.flatten(0, -2)
+        return in_parts(self.transform, self.fc1.out_features, tokens).view_as(hidden_states)
+
+    def transform(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(tokens, channels) to the same."""
+        return self.dropout(self.fc2(self.dropout(self.activation(self.fc1(tokens)))))
 
 
 class CrossFormerCoolingLayer(nn.Module):
