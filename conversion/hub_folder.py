@@ -22,6 +22,7 @@ CODE_FILES = (
     "modeling_crossformer.py",
     "modeling_crossformer_detection.py",
     "boxes_crossformer.py",
+    "linear_crossformer.py",
     "image_processing_crossformer.py",
 )
 AUTO_MAP = {

@@ -30,6 +30,7 @@ MICRO_BACKBONE = DATA / "checkpoint-pp-micro-mmdet-backbone.pth"
 FILES = {
     "README.md",
     "boxes_crossformer.py",
+    "linear_crossformer.py",
     "image_processing_crossformer.py",
     "modeling_crossformer_detection.py",
     "config.json",

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from crossformer_hf.modeling_crossformer import group_tokens, padding_to_multiple, resolve_grouping, ungroup_tokens
+from crossformer_hf.modeling_crossformer import (
+    group_padded_tokens,
+    group_tokens,
+    padding_to_multiple,
+    resolve_grouping,
+    ungroup_padded_tokens,
+    ungroup_tokens,
+)
 
 
 # 0  1  2  3
@@ -46,6 +53,30 @@ def test_ungrouping_inverts_grouping(batch, height, width, group_size, interval)
     groups = group_tokens(hidden_states, group_size, interval)
     assert groups.shape == (hidden_states.numel() // 2 // (group_size[0] * group_size[1]), groups.shape[1], 2)
     assert torch.equal(ungroup_tokens(groups, group_size, interval, height, width), hidden_states)
+
+
+def test_padded_groups_hold_real_tokens_and_padding():
+    # 0 1 2 .
+    # 4 5 6 .
+    # . . . .
+    # . . . .
+    groups, is_real = group_padded_tokens(MAP[:, :2, :3], (2, 2), interval=2)
+    assert is_real.tolist() == [[True, True, False, False], [True, False, False, False]] * 2
+    real = [group[mask].tolist() for group, mask in zip(groups[..., 0], is_real, strict=True)]
+    assert real == [[0, 2], [1], [4, 6], [5]]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    ("height", "width", "group_size", "interval"),
+    [(4, 4, (4, 4), 1), (5, 11, (3, 2), 1), (9, 8, (2, 2), 4), (1, 23, (3, 2), 4), (25, 14, (7, 7), 2)],
+)
+def test_ungrouping_inverts_padded_grouping(batch, height, width, group_size, interval):
+    hidden_states = torch.arange(batch * height * width * 2).view(batch, height, width, 2)
+    groups, is_real = group_padded_tokens(hidden_states, group_size, interval)
+    assert torch.equal(ungroup_padded_tokens(groups, group_size, interval, height, width), hidden_states)
+    assert groups.shape[:2] == is_real.shape
+    assert torch.equal(groups[is_real][:, 0].sort().values, hidden_states[..., 0].flatten())
 
 
 def test_padding_is_the_least_that_reaches_a_multiple():

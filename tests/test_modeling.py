@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
+from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 from transformers import set_seed
 
-from crossformer_hf import CrossFormerConfig, CrossFormerForImageClassification, CrossFormerModel
+from crossformer_hf import CrossFormerConfig, CrossFormerForImageClassification, CrossFormerModel, modeling_crossformer
 from crossformer_hf.modeling_crossformer import CrossFormerAttention, CrossFormerDropPath
 
 
@@ -165,6 +166,29 @@ def test_attentions_are_probabilities_of_each_layer():
         torch.testing.assert_close(attention.sum(dim=-1), torch.ones(attention.shape[:-1]))
 
 
+@pytest.mark.parametrize("size", [(64, 64), (61, 129)])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_working_in_parts_changes_nothing(implementation, size, monkeypatch):
+    model, image = tiny_model().double(), torch.randn(3, 3, *size, dtype=torch.float64)
+    model.set_attn_implementation(implementation)
+    outputs = []
+    for part_bytes in (modeling_crossformer.PART_BYTES, 1000):
+        monkeypatch.setattr(modeling_crossformer, "PART_BYTES", part_bytes)
+        with torch.no_grad():
+            outputs.append(model(image, output_attentions=implementation == "eager"))
+    whole, parts = outputs
+    torch.testing.assert_close(parts.last_hidden_state, whole.last_hidden_state)
+    torch.testing.assert_close(parts.attentions, whole.attentions)
+
+
+def test_plain_attention_computes_what_the_fused_kernel_does(monkeypatch):
+    model, image = tiny_model().double(), torch.randn(2, 3, 61, 129, dtype=torch.float64)
+    model.set_attn_implementation("sdpa")
+    short = run(model, image)
+    monkeypatch.setattr(modeling_crossformer, "SHORT_GROUP", 0)
+    torch.testing.assert_close(run(model, image), short)
+
+
 def test_cooling_layers_follow_every_third_layer_but_the_last():
     model = CrossFormerModel(tiny_config(depths=[3, 6, 8]))
     cooled = [
@@ -237,12 +261,14 @@ def test_device_map_auto_and_dtype(tmp_path):
     assert run(loaded, torch.randn(1, 3, 32, 32, device=loaded.device)).isfinite().all()
 
 
-@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
 def test_quantised_linear_layers():
     model, image = tiny_model(CrossFormerForImageClassification), torch.randn(2, 3, 61, 129)
-    quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear}, dtype=torch.qint8)
-    logits = model(image).logits
-    assert (quantised(image).logits - logits).abs().max() < 0.1 * logits.abs().max()
+    quantised = copy.deepcopy(model)
+    quantize_(quantised, Int8DynamicActivationInt8WeightConfig())
+    assert type(quantised.crossformer.encoder.stages[0].layers[0].mlp.fc1.weight) is not torch.nn.Parameter
+    with torch.no_grad():
+        logits = model(image).logits
+        assert 0 < (quantised(image).logits - logits).abs().max() < 0.1 * logits.abs().max()
 
 
 @pytest.mark.parametrize("size", [(64, 64), (61, 129)])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from crossformer_hf import CrossFormerConfig
-from crossformer_hf.modeling_crossformer import CrossFormerDynamicPositionBias, relative_position_index
+from crossformer_hf.modeling_crossformer import CrossFormerDynamicPositionBias, pairwise
 
 
 SIZES = [(1, 1), (2, 3), (7, 7), (5, 2)]
@@ -25,14 +25,12 @@ def bias_of_offset(module: CrossFormerDynamicPositionBias, row: int, column: int
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_index_is_that_of_the_offset(size):
+def test_every_pair_finds_the_value_of_its_offset(size):
     rows, columns = size
-    offsets = [(row, column) for row in range(1 - rows, rows) for column in range(1 - columns, columns)]
-    index = relative_position_index(size, torch.device("cpu"))
-    tokens = [(row, column) for row in range(rows) for column in range(columns)]
-    for query, (query_row, query_column) in enumerate(tokens):
-        for key, (key_row, key_column) in enumerate(tokens):
-            assert offsets[index[query, key]] == (query_row - key_row, query_column - key_column)
+    offsets = torch.cartesian_prod(torch.arange(1 - rows, rows), torch.arange(1 - columns, columns))
+    pairs = pairwise(offsets.t().view(2, 2 * rows - 1, 2 * columns - 1))
+    tokens = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
+    assert torch.equal(pairs.permute(1, 2, 0), tokens[:, None] - tokens[None, :])
 
 
 @pytest.mark.parametrize("size", SIZES)

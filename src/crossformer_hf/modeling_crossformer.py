@@ -34,6 +34,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_crossformer import CrossFormerConfig
+from .linear_crossformer import CrossFormerLinear, CrossFormerPatchProjection
 
 
 # A padded key adds its product with the query's last features, -PADDED_KEY ** 2, to the scaled score: far enough below
@@ -41,11 +42,10 @@ from .configuration_crossformer import CrossFormerConfig
 PADDED_KEY = 64.0
 # Fused attention kernels want head widths that are multiples of 8.
 PADDING_FEATURES = 8
-# Groups of up to this many tokens are too short for a fused attention kernel to pay on a CPU.
+# On a CPU, groups of up to this many tokens are too short for a fused attention kernel.
 SHORT_GROUP = 256
-# Intermediate results of this size, in bytes, stay in a CPU's last cache, and the allocator keeps their memory.
+# Intermediate results of this size, in bytes, stay in a CPU's caches, and its allocator keeps their memory.
 PART_BYTES = 8 * 2**20
-HAS_FAST_CONVOLUTION = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def ceil_div(dividend: int, divisor: int) -> int:
@@ -92,6 +92,15 @@ def padding_to_multiple(size: int, multiple: int) -> int:
     return ceil_div(size, multiple) * multiple - size
 
 
+def tiled_size(height: int, width: int, group_size: tuple[int, int], interval: int) -> tuple[int, int]:
+    """(height, width) of the smallest map that holds one of these sides and is tiled by groups, in tokens."""
+    rows, columns = group_size
+    return (
+        height + padding_to_multiple(height, rows * interval),
+        width + padding_to_multiple(width, columns * interval),
+    )
+
+
 def pad_feature_map(feature_map: torch.Tensor, multiple: int) -> torch.Tensor:
     """Pad (batch, channels, height, width) with zeros, below and on the right, to a multiple of `multiple`."""
     bottom, right = (padding_to_multiple(size, multiple) for size in feature_map.shape[-2:])
@@ -127,17 +136,19 @@ def ungroup_tokens(
 
 
 def group_padded_tokens(
-    hidden_states: torch.Tensor, group_size: tuple[int, int], interval: int, bottom: int, right: int
+    hidden_states: torch.Tensor, group_size: tuple[int, int], interval: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Group (batch, height, width, channels) as if it were padded by `bottom` rows and `right` columns.
+    """Group (batch, height, width, channels) of any size, as if it were padded below and on the right.
 
-    Returns the groups as `group_tokens` does, any token in the padded places, and (batch * num_groups,
+    Returns the groups as `group_tokens` does, with any token in the padded places, and (batch * num_groups,
     tokens_per_group), which is true where a token is real.
     """
     batch, height, width, channels = hidden_states.shape
+    rows, columns = tiled_size(height, width, group_size, interval)
     # The places of the real tokens count from 1, so that padding is 0.
-    places = torch.arange(1, height * width + 1, device=hidden_states.device).view(height, width)
-    places = group_tokens(F.pad(places, (0, right, 0, bottom))[None, :, :, None], group_size, interval).squeeze(-1)
+    places = torch.arange(1, height * width + 1, device=hidden_states.device).view(1, height, width, 1)
+    places = F.pad(places, (0, 0, 0, columns - width, 0, rows - height))
+    places = group_tokens(places, group_size, interval).squeeze(-1)
     groups = hidden_states.flatten(1, 2).index_select(1, (places - 1).clamp(min=0).flatten())
     return groups.view(-1, places.shape[1], channels), (places > 0).repeat(batch, 1)
 
@@ -146,12 +157,10 @@ def ungroup_padded_tokens(
     groups: torch.Tensor, group_size: tuple[int, int], interval: int, height: int, width: int
 ) -> torch.Tensor:
     """Undo `group_padded_tokens`: (batch * num_groups, tokens_per_group, channels) to the real tokens of each map."""
-    rows, columns = group_size[0] * interval, group_size[1] * interval
-    padded_height, padded_width = ceil_div(height, rows) * rows, ceil_div(width, columns) * columns
-    num_places = padded_height * padded_width
-    places = torch.arange(num_places, device=groups.device).view(-1, groups.shape[1], 1)
-    places = crop_tokens(ungroup_tokens(places, group_size, interval, padded_height, padded_width), height, width)
-    tokens = groups.view(-1, num_places, groups.shape[-1]).index_select(1, places.flatten())
+    rows, columns = tiled_size(height, width, group_size, interval)
+    places = torch.arange(rows * columns, device=groups.device).view(-1, groups.shape[1], 1)
+    places = crop_tokens(ungroup_tokens(places, group_size, interval, rows, columns), height, width)
+    tokens = groups.view(-1, rows * columns, groups.shape[-1]).index_select(1, places.flatten())
     return tokens.unflatten(1, (height, width))
 
 
@@ -164,22 +173,26 @@ def crop_tokens(hidden_states: torch.Tensor, height: int, width: int) -> torch.T
     return hidden_states.flatten(1, 2).index_select(1, index).unflatten(1, (height, width))
 
 
-def in_parts(function: Callable, row_features: int, *tensors: torch.Tensor) -> torch.Tensor:
-    """Apply `function` to rows of `tensors` at a time, where that is faster: on a CPU, when no gradient is wanted.
+def split_rows(row_size: int, *tensors: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+    """Split tensors (rows, ...) into parts that are faster to work on, one after the other, than the whole.
 
-    Large intermediate results leave the caches, and a CPU's allocator returns their memory to the system each time,
-    which costs more than computing them.
+    Large intermediate results leave a CPU's caches, and its allocator takes their memory from the system each time,
+    which costs more than to compute them. Where gradients keep them, on other devices, and in compiled graphs, whose
+    number of parts would depend on the size of the images, there is one part.
 
     Args:
-        function: From tensors (rows, ...) to a tensor (rows, ...) that holds the same for each row in any company.
-        row_features: Numbers of a row that `function` holds at a time.
-        tensors: Each (rows, ...).
+        row_size: Numbers that the work on a row needs at a time.
+        tensors: What to split in the same places.
     """
-    if tensors[0].device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return function(*tensors)
-    rows = len(tensors[0])
-    num_parts = min(rows, ceil_div(rows * row_features * tensors[0].element_size(), PART_BYTES))
-    parts = [function(*part) for part in zip(*(tensor.chunk(num_parts) for tensor in tensors), strict=True)]
+    first = tensors[0]
+    if first.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return [tensors]
+    num_parts = max(1, ceil_div(len(first) * row_size * first.element_size(), PART_BYTES))
+    return list(zip(*(tensor.chunk(num_parts) for tensor in tensors), strict=True))
+
+
+def join_rows(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Undo `split_rows` for one tensor."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -199,67 +212,14 @@ def eager_attention_forward(
     (groups, heads, tokens, tokens); returns (groups, tokens, heads, head_dim) and the probabilities.
     """
     # The query is scaled before the product, as in the original: in float16 the unscaled product can overflow.
-    scores = torch.matmul(query * scaling, key.transpose(-1, -2)) + attention_mask
+    scores = torch.matmul(query * scaling, key.transpose(-1, -2)).add_(attention_mask)
     probabilities = nn.functional.dropout(scores.softmax(dim=-1), p=dropout, training=module.training)
     return torch.matmul(probabilities, value).transpose(1, 2), probabilities
 
 
-def short_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    return eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout)[0], None
-
-
-def multiplies_faster_by_convolution(*tensors: torch.Tensor) -> bool:
-    """Whether these are plain float32 tensors on a CPU with AVX-512.
-
-    PyTorch multiplies float32 matrices with MKL, which leaves AVX-512 unused on CPUs that are not Intel's, but computes
-    convolutions with oneDNN, which does not.
-    """
-    return HAS_FAST_CONVOLUTION and all(
-        type(tensor) in (torch.Tensor, nn.Parameter) and tensor.device.type == "cpu" and tensor.dtype == torch.float32
-        for tensor in tensors
-    )
-
-
-def multiply_by_convolution(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """`F.linear` of (rows, in_features) with (out_features, in_features), as a convolution with a kernel of 1 x 1."""
-    # oneDNN reorders the kernel at each call, so it is the smaller of the two matrices.
-    if len(rows) < len(weight):
-        product = convolve_rows(weight, rows).t()
-        return (product if bias is None else product + bias).contiguous()
-    return convolve_rows(rows, weight, bias)
-
-
-def convolve_rows(rows: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Convolve (rows, features), taken for an image one pixel wide, with (columns, features): (rows, columns)."""
-    image = rows.view(1, -1, 1, rows.shape[1]).permute(0, 3, 1, 2)
-    return F.conv2d(image, kernel[:, :, None, None], bias).permute(0, 2, 3, 1).flatten(0, 2)
-
-
-class CrossFormerLinear(nn.Linear):
-    """Linear layer that is fast in float32 on every CPU with AVX-512."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(..., in_features) to (..., out_features)."""
-        if not multiplies_faster_by_convolution(hidden_states, self.weight):
-            return super().forward(hidden_states)
-        rows = hidden_states.reshape(-1, self.in_features)
-        return multiply_by_convolution(rows, self.weight, self.bias).view(*hidden_states.shape[:-1], self.out_features)
-
-
-class CrossFormerConvolution(nn.Conv2d):
-    """Convolution that is fast for small maps on a CPU, too."""
-
-    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        """(batch, in_channels, height, width) to out_channels."""
-        height, width = ((size + 2 * p - k) // s + 1 for size, p, k, s in zip(feature_map.shape[-2:], self.padding, self.kernel_size, self.stride))
-        if torch.compiler.is_compiling() or len(feature_map)*height*width >= self.out_channels or not multiplies_faster_by_convolution(feature_map, self.weight):
-            return super().forward(feature_map)
-        bottom = self.padding[0]
-        patches = F.pad(feature_map, (bottom,) * 4)
-        for dimension, (size, stride) in enumerate(zip(self.kernel_size, self.stride, strict=True), start=2):
-            patches = patches.unfold(dimension, size, stride)
-        rows = patches.permute(0, 2, 3, 1, 4, 5).reshape(len(feature_map) * height * width, -1)
-        return multiply_by_convolution(rows, self.weight.flatten(1), self.bias).view(-1, height, width, self.out_channels).permute(0, 3, 1, 2)
+def short_attention_forward(*args, **kwargs) -> tuple[torch.Tensor, None]:
+    """`eager_attention_forward` without the probabilities, in place of a fused kernel."""
+    return eager_attention_forward(*args, **kwargs)[0], None
 
 
 class CrossFormerDropPath(nn.Module):
@@ -295,7 +255,9 @@ class CrossFormerCrossScaleEmbedding(nn.Module):
         # A half, a quarter, …, and the last kernel gets as much as the one before it.
         last = len(kernel_sizes) - 1
         self.projections = nn.ModuleList(
-            CrossFormerConvolution(in_channels, out_channels // 2 ** min(i + 1, last), size, stride, padding=(size - stride) // 2)
+            CrossFormerPatchProjection(
+                in_channels, out_channels // 2 ** min(i + 1, last), size, stride, padding=(size - stride) // 2
+            )
             for i, size in enumerate(kernel_sizes)
         )
 
@@ -445,51 +407,81 @@ class CrossFormerAttention(nn.Module):
         """
         height, width = hidden_states.shape[1:3]
         group_size, interval = resolve_grouping(height, width, self.group_size, self.interval, self.config.grouping)
-        bottom = padding_to_multiple(height, group_size[0] * interval)
-        right = padding_to_multiple(width, group_size[1] * interval)
-        if statically_known_true(bottom + right == 0):
+        if statically_known_true(sum(tiled_size(height, width, group_size, interval)) == height + width):
             groups = group_tokens(hidden_states, group_size, interval)
-            output, probabilities = self.attend(groups, group_size, **kwargs)
+            output, probabilities = self.attend_in_parts(group_size, groups, **kwargs)
             output = ungroup_tokens(output, group_size, interval, height, width)
         else:
-            groups, is_real = group_padded_tokens(hidden_states, group_size, interval, bottom, right)
-            output, probabilities = self.attend(groups, group_size, is_real, **kwargs)
+            groups = group_padded_tokens(hidden_states, group_size, interval)
+            output, probabilities = self.attend_in_parts(group_size, *groups, **kwargs)
             output = ungroup_padded_tokens(output, group_size, interval, height, width)
         return self.dropout(output), probabilities
 
-    def attend(self, groups, group_size, *is_real, **kwargs):
-        bias = self.position_bias(group_size, like=groups)[None]
-        probabilities = []
+    def attend_in_parts(
+        self, group_size: tuple[int, int], *groups: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend within groups of `group_size`, some at a time; takes and returns what `attend` does."""
+        tokens = groups[0]
+        position_bias = self.position_bias(group_size, like=tokens)[None]
+        parts = split_rows(3 * tokens[0].numel(), *groups)
+        results = [self.attend(position_bias, *part, **kwargs) for part in parts]
+        outputs, probabilities = zip(*results, strict=True)
+        return join_rows(outputs), None if probabilities[0] is None else join_rows(probabilities)
 
-        def run(groups, *is_real):
-            query, key, value = self.qkv(groups).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-            if is_real:
-                query, key, value = self.keep_off_padding(query, key, value, *is_real)
-            attention = self.attention_function(query, bias)
-            context, part = attention(
-                self,
-                query,
-                key,
-                value,
-                attention_mask=bias,
-                scaling=self.scaling,
-                dropout=self.attention_dropout if self.training else 0.0,
-                **kwargs,
-            )
-            probabilities.append(part)
-            return self.projection(context[..., : self.head_dim].flatten(2))
+    def attend(
+        self,
+        position_bias: torch.Tensor,
+        groups: torch.Tensor,
+        is_real: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend within groups.
 
-        output = in_parts(run, groups.shape[1] * (3 * groups.shape[2]), groups, *is_real)
-        return output, None if probabilities[0] is None else torch.cat(probabilities)
+        Args:
+            position_bias: Bias of each pair (1, heads, tokens_per_group, tokens_per_group).
+            groups: (num_groups, tokens_per_group, channels).
+            is_real: False where a token is padding (num_groups, tokens_per_group); none is if it is not given.
+            kwargs: For the attention implementation.
 
-    def attention_function(self, query, bias) -> Callable:
+        Returns:
+            (num_groups, tokens_per_group, channels), and the probabilities (num_groups, heads, tokens_per_group,
+            tokens_per_group) where the implementation gives them, else `None`.
+        """
+        query, key, value = self.qkv(groups).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        if is_real is not None:
+            query, key, value = self.keep_off_padding(query, key, value, is_real)
+        context, probabilities = self.attention_function(query, position_bias)(
+            self,
+            query,
+            key,
+            value,
+            attention_mask=position_bias.to(query.dtype),
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+            **kwargs,
+        )
+        return self.projection(context[..., : self.head_dim].flatten(2)), probabilities
+
+    def attention_function(self, query: torch.Tensor, position_bias: torch.Tensor) -> Callable:
+        """The chosen attention implementation, or what is faster in place of a fused kernel and computes the same."""
         implementation = self.config._attn_implementation
-        if implementation == "sdpa" and query.device.type == "cpu" and not torch.compiler.is_compiling() and query.dtype == torch.float32 and (query.shape[-2] <= SHORT_GROUP or bias.requires_grad):
-            return short_attention_forward
+        if implementation == "sdpa" and query.device.type == "cpu" and not torch.compiler.is_compiling():
+            # The fused kernel is slow on short groups, and gives no gradient of the bias.
+            if query.shape[-2] <= SHORT_GROUP or position_bias.requires_grad:
+                return short_attention_forward
         return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
 
-    def keep_off_padding(self, query, key, value, is_real):
-        """Queries, keys and values with a few more features."""
+    def keep_off_padding(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_real: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Keep attention off the tokens that are not real.
+
+        The mask is carried by the tokens: heads get a few more features, whose product of query and key is 0 for a
+        real key and far below 0 for a padded one. So a mask per pair of tokens is never built, and a group without any
+        real token still has a finite softmax.
+
+        Takes (num_groups, heads, tokens_per_group, head_dim) and (num_groups, tokens_per_group); returns wider heads.
+        """
         query, key, value = (F.pad(tensor, (0, PADDING_FEATURES)) for tensor in (query, key, value))
         query[..., self.head_dim :] = PADDED_KEY / self.scaling / PADDING_FEATURES
         key[..., self.head_dim :] = torch.where(is_real, 0.0, -PADDED_KEY)[:, None, :, None]
@@ -513,12 +505,13 @@ class CrossFormerMLP(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(batch, height, width, channels) to the same."""
-        tokens = hidden_states.flatten(0, -2)
-        return in_parts(self.transform, self.fc1.out_features, tokens).view_as(hidden_states)
+        parts = split_rows(self.fc1.out_features, hidden_states.flatten(0, -2))
+        return join_rows([self.transform(tokens) for (tokens,) in parts]).view_as(hidden_states)
 
     def transform(self, tokens: torch.Tensor) -> torch.Tensor:
         """(tokens, channels) to the same."""
-        return self.dropout(self.fc2(self.dropout(self.activation(self.fc1(tokens)))))
+        hidden_states = self.dropout(self.activation(self.fc1(tokens)))
+        return self.dropout(self.fc2(hidden_states))
 
 
 class CrossFormerCoolingLayer(nn.Module):
