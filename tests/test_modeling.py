@@ -8,6 +8,7 @@ from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize
 from transformers import set_seed
 
 from crossformer_hf import CrossFormerConfig, CrossFormerForImageClassification, CrossFormerModel, modeling_crossformer
+from crossformer_hf.linear_crossformer import CrossFormerLinear
 from crossformer_hf.modeling_crossformer import CrossFormerAttention, CrossFormerDropPath
 
 
@@ -264,7 +265,9 @@ def test_device_map_auto_and_dtype(tmp_path):
 def test_quantised_linear_layers():
     model, image = tiny_model(CrossFormerForImageClassification), torch.randn(2, 3, 61, 129)
     quantised = copy.deepcopy(model)
-    quantize_(quantised, Int8DynamicActivationInt8WeightConfig())
+    quantize_(
+        quantised, Int8DynamicActivationInt8WeightConfig(), lambda module, name: isinstance(module, CrossFormerLinear)
+    )
     assert type(quantised.crossformer.encoder.stages[0].layers[0].mlp.fc1.weight) is not torch.nn.Parameter
     with torch.no_grad():
         logits = model(image).logits

@@ -24,8 +24,8 @@ def multiplies_faster_as_convolution(*tensors: torch.Tensor) -> bool:
 
 
 def is_plain_float32_on_cpu(tensor: torch.Tensor) -> bool:
-    """Whether it holds its numbers itself, unlike quantised and distributed tensors."""
-    is_plain = type(tensor) in (torch.Tensor, nn.Parameter)
+    """Whether it holds its numbers itself, unlike quantised and distributed tensors, and has any."""
+    is_plain = type(tensor) in (torch.Tensor, nn.Parameter) and not statically_known_true(tensor.numel() == 0)
     return is_plain and tensor.device.type == "cpu" and tensor.dtype == torch.float32
 
 

@@ -43,7 +43,7 @@ PADDED_KEY = 64.0
 # Fused attention kernels want head widths that are multiples of 8.
 PADDING_FEATURES = 8
 # On a CPU, groups of up to this many tokens are too short for a fused attention kernel.
-SHORT_GROUP = 256
+SHORT_GROUP = 64
 # Intermediate results of this size, in bytes, stay in a CPU's caches, and its allocator keeps their memory.
 PART_BYTES = 8 * 2**20
 
