@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.cases import Case, Comparison
 from benchmarks.machine import wait_for
-from benchmarks.matmul import matrix_product
+from benchmarks.matmul import PRODUCT, matrix_products
 from benchmarks.measuring import RoundTimes, Spread, all_times, interleaved_times, quantile, speedups, spread
 from benchmarks.workload import Workload, compute_dtype, relative_difference
 
@@ -41,6 +41,7 @@ class Result:
         flops: Useful FLOPs of one call.
         speedup: How many times as many images a second as the baseline.
         matmul_share: FLOPs per second as a part of those of a large matrix product in the same dtype.
+        peak_share: The same of a product or a convolution, whichever is faster.
         difference: Of ours and the original's outputs, relative to the largest value; `None` where there is no pair.
         peak_bytes: Memory that a call takes beside weights and images, where it was measured.
     """
@@ -50,6 +51,7 @@ class Result:
     flops: float
     speedup: Spread
     matmul_share: Spread
+    peak_share: Spread
     difference: float | None = None
     peak_bytes: int | None = None
     latency: dict[str, float] = field(init=False)
@@ -77,9 +79,9 @@ def measure(comparison: Comparison, device: torch.device, effort: Effort) -> lis
     forget_compiled()
     workloads = [Workload(case, device, effort.seed) for case in comparison.cases]
     differences = output_differences(workloads)
-    products = {dtype: matrix_product(dtype, device) for dtype in {compute_dtype(case) for case in comparison.cases}}
+    products = {dtype: matrix_products(dtype, device) for dtype in {compute_dtype(case) for case in comparison.cases}}
     runs = {index: workload.run for index, workload in enumerate(workloads)}
-    runs |= {dtype: run for dtype, (run, _) in products.items()}
+    runs |= {(dtype, way): run for dtype, (ways, _) in products.items() for way, run in ways.items()}
     for run in runs.values():
         for _ in range(effort.warmup):
             run()
@@ -95,18 +97,23 @@ def measure(comparison: Comparison, device: torch.device, effort: Effort) -> lis
 def result_of(
     index: int,
     comparison: Comparison,
-    times: dict[int | torch.dtype, RoundTimes],
+    times: dict[int | tuple[torch.dtype, str], RoundTimes],
     flops: float,
     product_flops: dict[torch.dtype, int],
     difference: float | None,
 ) -> Result:
-    """The result of one case, from the times of all cases, by index, and of the matrix products, by dtype."""
+    """The result of one case, from the times of all cases, by index, and of the products, by dtype and way."""
     case, baseline = comparison.cases[index], comparison.cases[comparison.baseline]
     dtype = compute_dtype(case)
-    share = [ratio * flops / product_flops[dtype] for ratio in speedups(times[index], times[dtype])]
+    shares = {
+        key[1]: spread([ratio * flops / product_flops[dtype] for ratio in speedups(times[index], times[key])])
+        for key in times
+        if isinstance(key, tuple) and key[0] == dtype
+    }
+    peak_share = min(shares.values(), key=lambda share: share.median)
     images = case.batch_size / baseline.batch_size
     faster = [images * ratio for ratio in speedups(times[index], times[comparison.baseline])]
-    return Result(case, times[index], flops, spread(faster), spread(share), difference)
+    return Result(case, times[index], flops, spread(faster), shares[PRODUCT], peak_share, difference)
 
 
 def forget_compiled() -> None:

@@ -10,7 +10,7 @@ from benchmarks.flops import FLOPS_PER_MULTIPLY_ADD, Cost, total
 
 
 MEBI = 2**20
-HEADINGS = ("", "ms p10", "p50", "p90", "images/s", "GFLOP/s", "of matmul", "times as fast (quartiles)")
+HEADINGS = ("", "ms p10", "p50", "p90", "images/s", "GFLOP/s", "of matmul", "of peak", "times as fast (quartiles)")
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -54,12 +54,12 @@ def result_row(result: Result) -> tuple[str, ...]:
     """The numbers of one line of the table."""
     milliseconds = [f"{1000 * seconds:.1f}" for seconds in result.latency.values()]
     rate = result.flops / result.latency["p50"] / 1e9
-    share = f"{100 * result.matmul_share.median:.0f} %"
+    shares = [f"{100 * share.median:.0f} %" for share in (result.matmul_share, result.peak_share)]
     return (
         *milliseconds,
         f"{result.images_per_second:.1f}",
         f"{rate:.0f}",
-        share,
+        *shares,
         str(result.speedup),
     )
 
