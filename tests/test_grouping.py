@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from crossformer_hf.modeling_crossformer import (
-    group_padded_tokens,
     group_tokens,
+    padded_groups,
     padding_to_multiple,
     resolve_grouping,
     ungroup_padded_tokens,
@@ -56,14 +56,14 @@ def test_ungrouping_inverts_grouping(batch, height, width, group_size, interval)
 
 
 def test_padded_groups_hold_real_tokens_and_padding():
-    # 0 1 2 .
-    # 4 5 6 .
-    # . . . .
-    # . . . .
-    groups, is_real = group_padded_tokens(MAP[:, :2, :3], (2, 2), interval=2)
-    assert is_real.tolist() == [[True, True, False, False], [True, False, False, False]] * 2
-    real = [group[mask].tolist() for group, mask in zip(groups[..., 0], is_real, strict=True)]
-    assert real == [[0, 2], [1], [4, 6], [5]]
+    # 0 1 2 .   6  7  8 .
+    # 3 4 5 .   9 10 11 .
+    # . . . .   .  .  . .
+    # . . . .   .  .  . .
+    places, is_real = padded_groups(2, 2, 3, (2, 2), interval=2, device=torch.device("cpu"))
+    assert is_real.tolist() == [[True, True, False, False], [True, False, False, False]] * 4
+    real = [group[mask].tolist() for group, mask in zip(places, is_real, strict=True)]
+    assert real == [[0, 2], [1], [3, 5], [4], [6, 8], [7], [9, 11], [10]]
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -73,10 +73,10 @@ def test_padded_groups_hold_real_tokens_and_padding():
 )
 def test_ungrouping_inverts_padded_grouping(batch, height, width, group_size, interval):
     hidden_states = torch.arange(batch * height * width * 2).view(batch, height, width, 2)
-    groups, is_real = group_padded_tokens(hidden_states, group_size, interval)
+    places, is_real = padded_groups(batch, height, width, group_size, interval, torch.device("cpu"))
+    assert torch.equal(places[is_real].sort().values, torch.arange(batch * height * width))
+    groups = hidden_states.flatten(0, 2)[places]
     assert torch.equal(ungroup_padded_tokens(groups, group_size, interval, height, width), hidden_states)
-    assert groups.shape[:2] == is_real.shape
-    assert torch.equal(groups[is_real][:, 0].sort().values, hidden_states[..., 0].flatten())
 
 
 def test_padding_is_the_least_that_reaches_a_multiple():

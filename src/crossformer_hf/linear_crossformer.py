@@ -32,7 +32,7 @@ def is_plain_float32_on_cpu(tensor: torch.Tensor) -> bool:
 def multiply_as_convolution(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """`F.linear` of (rows, in_features) with (out_features, in_features), as a convolution with a kernel of 1 x 1."""
     # The kernel is the smaller of the two matrices, since oneDNN reorders it at each call.
-    if statically_known_true(len(rows) < len(weight)):
+    if statically_known_true(rows.shape[0] < weight.shape[0]):
         product = convolve_rows(weight, rows).t()
         return (product if bias is None else product + bias).contiguous()
     return convolve_rows(rows, weight, bias)

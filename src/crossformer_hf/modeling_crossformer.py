@@ -44,8 +44,8 @@ PADDED_KEY = 64.0
 PADDING_FEATURES = 8
 # On a CPU, groups of up to this many tokens are too short for a fused attention kernel.
 SHORT_GROUP = 64
-# Intermediate results of this size, in bytes, stay in a CPU's caches, and its allocator keeps their memory.
-PART_BYTES = 8 * 2**20
+# This many numbers stay in a CPU's caches, and its allocator keeps their memory.
+PART_SIZE = 2**21
 
 
 def ceil_div(dividend: int, divisor: int) -> int:
@@ -135,28 +135,30 @@ def ungroup_tokens(
     return regions.permute(0, 1, 5, 3, 2, 6, 4, 7).reshape(batch, height, width, groups.shape[-1])
 
 
-def group_padded_tokens(
-    hidden_states: torch.Tensor, group_size: tuple[int, int], interval: int
+def padded_groups(
+    batch: int, height: int, width: int, group_size: tuple[int, int], interval: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Group (batch, height, width, channels) of any size, as if it were padded below and on the right.
+    """Groups of (batch, height, width) tokens of any size, as if each map were padded below and on the right.
 
-    Returns the groups as `group_tokens` does, with any token in the padded places, and (batch * num_groups,
-    tokens_per_group), which is true where a token is real.
+    Returns two tensors (batch * num_groups, tokens_per_group), grouped as by `group_tokens`: each token's place among
+    all tokens of the batch, row by row, with any place for padding, and whether it is real.
     """
-    batch, height, width, channels = hidden_states.shape
     rows, columns = tiled_size(height, width, group_size, interval)
-    # The places of the real tokens count from 1, so that padding is 0.
-    places = torch.arange(1, height * width + 1, device=hidden_states.device).view(1, height, width, 1)
+    # Counted from 1, so that padding is 0.
+    places = torch.arange(1, height * width + 1, device=device).view(1, height, width, 1)
     places = F.pad(places, (0, 0, 0, columns - width, 0, rows - height))
     places = group_tokens(places, group_size, interval).squeeze(-1)
-    groups = hidden_states.flatten(1, 2).index_select(1, (places - 1).clamp(min=0).flatten())
-    return groups.view(-1, places.shape[1], channels), (places > 0).repeat(batch, 1)
+    starts = height * width * torch.arange(batch, device=device)
+    return ((places - 1).clamp(min=0) + starts[:, None, None]).flatten(0, 1), (places > 0).repeat(batch, 1)
 
 
 def ungroup_padded_tokens(
     groups: torch.Tensor, group_size: tuple[int, int], interval: int, height: int, width: int
 ) -> torch.Tensor:
-    """Undo `group_padded_tokens`: (batch * num_groups, tokens_per_group, channels) to the real tokens of each map."""
+    """Undo the grouping by `padded_groups`.
+
+    (batch * num_groups, tokens_per_group, channels) to the real tokens (batch, height, width, channels).
+    """
     rows, columns = tiled_size(height, width, group_size, interval)
     places = torch.arange(rows * columns, device=groups.device).view(-1, groups.shape[1], 1)
     places = crop_tokens(ungroup_tokens(places, group_size, interval, rows, columns), height, width)
@@ -184,16 +186,16 @@ def split_rows(row_size: int, *tensors: torch.Tensor) -> list[tuple[torch.Tensor
         row_size: Numbers that the work on a row needs at a time.
         tensors: What to split in the same places.
     """
-    first = tensors[0]
-    if first.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    rows = tensors[0].shape[0]
+    if tensors[0].device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return [tensors]
-    num_parts = max(1, ceil_div(len(first) * row_size * first.element_size(), PART_BYTES))
+    num_parts = max(1, ceil_div(rows * row_size, PART_SIZE))
     return list(zip(*(tensor.chunk(num_parts) for tensor in tensors), strict=True))
 
 
-def join_rows(parts: list[torch.Tensor]) -> torch.Tensor:
-    """Undo `split_rows` for one tensor."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def join_rows(parts: list[torch.Tensor | None]) -> torch.Tensor | None:
+    """Undo `split_rows` for one tensor, or none."""
+    return torch.cat(parts) if len(parts) > 1 and parts[0] is not None else parts[0]
 
 
 def eager_attention_forward(
@@ -407,39 +409,63 @@ class CrossFormerAttention(nn.Module):
         """
         height, width = hidden_states.shape[1:3]
         group_size, interval = resolve_grouping(height, width, self.group_size, self.interval, self.config.grouping)
-        if statically_known_true(sum(tiled_size(height, width, group_size, interval)) == height + width):
-            groups = group_tokens(hidden_states, group_size, interval)
-            output, probabilities = self.attend_in_parts(group_size, groups, **kwargs)
-            output = ungroup_tokens(output, group_size, interval, height, width)
-        else:
-            groups = group_padded_tokens(hidden_states, group_size, interval)
-            output, probabilities = self.attend_in_parts(group_size, *groups, **kwargs)
-            output = ungroup_padded_tokens(output, group_size, interval, height, width)
+        position_bias = self.position_bias(group_size, like=hidden_states)[None]
+        is_tiled = statically_known_true(sum(tiled_size(height, width, group_size, interval)) == height + width)
+        attend = self.attend_within_tiles if is_tiled else self.attend_within_padded_groups
+        output, probabilities = attend(hidden_states, position_bias, group_size, interval, **kwargs)
         return self.dropout(output), probabilities
 
-    def attend_in_parts(
-        self, group_size: tuple[int, int], *groups: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    def attend_within_tiles(
+        self,
+        hidden_states: torch.Tensor,
+        position_bias: torch.Tensor,
+        group_size: tuple[int, int],
+        interval: int,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend within groups of `group_size`, some at a time; takes and returns what `attend` does."""
-        tokens = groups[0]
-        position_bias = self.position_bias(group_size, like=tokens)[None]
-        parts = split_rows(3 * tokens[0].numel(), *groups)
-        results = [self.attend(position_bias, *part, **kwargs) for part in parts]
-        outputs, probabilities = zip(*results, strict=True)
-        return join_rows(outputs), None if probabilities[0] is None else join_rows(probabilities)
+        """Attend where groups tile the map; takes and returns what `forward` does."""
+        groups = group_tokens(hidden_states, group_size, interval)
+        contexts, probabilities = [], []
+        for (part,) in split_rows(3 * groups[0].numel(), groups):
+            context, probability = self.attend(self.qkv(part), position_bias, **kwargs)
+            contexts.append(self.projection(context))
+            probabilities.append(probability)
+        output = ungroup_tokens(join_rows(contexts), group_size, interval, *hidden_states.shape[1:3])
+        return output, join_rows(probabilities)
+
+    def attend_within_padded_groups(
+        self,
+        hidden_states: torch.Tensor,
+        position_bias: torch.Tensor,
+        group_size: tuple[int, int],
+        interval: int,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend where groups reach beyond the map: as `attend_within_tiles`, but only real tokens are projected."""
+        batch, height, width, channels = hidden_states.shape
+        projected = self.qkv(hidden_states).flatten(0, 2)
+        places, is_real = padded_groups(batch, height, width, group_size, interval, hidden_states.device)
+        contexts, probabilities = [], []
+        for part, is_real_part in split_rows(3 * channels * places.shape[1], places, is_real):
+            groups = projected.index_select(0, part.flatten()).view(*part.shape, -1)
+            context, probability = self.attend(groups, position_bias, is_real_part, **kwargs)
+            contexts.append(context)
+            probabilities.append(probability)
+        context = ungroup_padded_tokens(join_rows(contexts), group_size, interval, height, width)
+        return self.projection(context), join_rows(probabilities)
 
     def attend(
         self,
-        position_bias: torch.Tensor,
         groups: torch.Tensor,
+        position_bias: torch.Tensor,
         is_real: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend within groups.
+        """Apply the attention implementation to some groups.
 
         Args:
+            groups: Queries, keys and values (num_groups, tokens_per_group, 3 * channels).
             position_bias: Bias of each pair (1, heads, tokens_per_group, tokens_per_group).
-            groups: (num_groups, tokens_per_group, channels).
             is_real: False where a token is padding (num_groups, tokens_per_group); none is if it is not given.
             kwargs: For the attention implementation.
 
@@ -447,7 +473,7 @@ class CrossFormerAttention(nn.Module):
             (num_groups, tokens_per_group, channels), and the probabilities (num_groups, heads, tokens_per_group,
             tokens_per_group) where the implementation gives them, else `None`.
         """
-        query, key, value = self.qkv(groups).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = groups.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if is_real is not None:
             query, key, value = self.keep_off_padding(query, key, value, is_real)
         context, probabilities = self.attention_function(query, position_bias)(
@@ -460,7 +486,7 @@ class CrossFormerAttention(nn.Module):
             dropout=self.attention_dropout if self.training else 0.0,
             **kwargs,
         )
-        return self.projection(context[..., : self.head_dim].flatten(2)), probabilities
+        return context[..., : self.head_dim].flatten(2), probabilities
 
     def attention_function(self, query: torch.Tensor, position_bias: torch.Tensor) -> Callable:
         """The chosen attention implementation, or what is faster in place of a fused kernel and computes the same."""
