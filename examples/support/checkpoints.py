@@ -84,6 +84,22 @@ def save_checkpoint(accelerator: Accelerator, output: Path, step: int, limit: in
     accelerator.wait_for_everyone()
 
 
+def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
+    """Load all that was prepared or registered with the accelerator. All processes must call it.
+
+    Raises:
+        InputError: It does not fit.
+    """
+    try:
+        accelerator.load_state(str(folder))
+    except Exception as error:  # Versions of libraries differ, and each raises its own.
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{folder} cannot be loaded ({reason[:300]}): remove it to go on from the one before, or give "
+            "--overwrite_output_dir to start anew"
+        ) from error
+
+
 def finish_checkpoint(unfinished: Path, target: Path) -> None:
     """Write down the digest of each file and give the folder its name."""
     write_json(unfinished / DIGESTS_FILE, digests_of(unfinished))

@@ -21,15 +21,18 @@ from torch.nn.functional import cross_entropy
 # Swin's own recipe leaves its tables of biases alone, which are matrices.
 NEVER_DECAYED = ["*relative_position_bias_table"]
 
+# Defaults of all flags of a script; those of `RecipeArguments` are the original's.
 RECIPES = {
-    "imagenet": {},
-    # For 28 or 32 pixels and minutes of training. The data's augmentation is light as well.
+    "imagenet": {"preset": "crossformer-s", "augmentation": "imagenet", "dataloader_num_workers": 8},
+    # For images of up to 64 pixels, of which there are few, and minutes of training.
     "small_images": {
+        "preset": "crossformer-32px",
+        "augmentation": "light",
+        "num_train_epochs": 10,
         "learning_rate": 1e-3,
         "warmup_epochs": 1.0,
         "mixup": 0.0,
         "cutmix": 0.0,
-        "num_train_epochs": 10,
     },
 }
 
@@ -156,7 +159,9 @@ class Learner:
     ema: ModelEmaV3 | None = None
     completed_steps: int = 0
 
-    def train_batch(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def train_batch(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Learn from a batch.
 
         Args:
@@ -193,3 +198,13 @@ class Learner:
         if self.ema is not None:
             self.ema.update(self.accelerator.unwrap_model(self.model), step=self.completed_steps)
         return norm
+
+    def state_dict(self) -> dict:
+        """What is not in the model, the optimizer and the moving average."""
+        return {"completed_steps": self.completed_steps}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on after the steps of a checkpoint."""
+        self.completed_steps = state["completed_steps"]
+        if self.completed_steps:
+            self.schedule.step_update(self.completed_steps - 1)
