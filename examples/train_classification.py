@@ -67,15 +67,8 @@ except ImportError as error:
 
 
 # Flags that may change when a run goes on.
-CHANGEABLE = (
-    "output_dir",
-    "overwrite_output_dir",
-    "resume_from_checkpoint",
-    "checkpoints_total_limit",
-    "with_tracking",
-)
-CHANGEABLE += ("report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "per_device_eval_batch_size")
-CHANGEABLE += ("dataloader_num_workers",)
+CHANGEABLE = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "checkpoints_total_limit", "report_to")
+CHANGEABLE += ("with_tracking", "push_to_hub", "hub_model_id", "hub_private_repo", "per_device_eval_batch_size")
 
 
 @dataclass
@@ -162,7 +155,7 @@ def check_settings(recipe: RecipeArguments, run: RunArguments, accelerator: Acce
         )
     if recipe.ema_decay is not None and accelerator.distributed_type == DistributedType.FSDP:
         raise InputError(
-            f"--ema_decay is {recipe.ema_decay}, but FSDP shards weights, which have no average: leave it out"
+            f"--ema_decay is {recipe.ema_decay}, but weights that FSDP shards are not averaged: leave it out"
         )
     if run.push_to_hub:
         check_token()
@@ -229,15 +222,13 @@ def train(*arguments) -> None:
     announce(model, splits, checkpoint, run, accelerator)
     training = build_training(model, examples, recipe, run, accelerator)
     if run.with_tracking:
-        accelerator.init_trackers(
-            "train_classification",
-            {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in settings.items()},
-        )
+        accelerator.init_trackers("train_classification", {name: str(value) for name, value in settings.items()})
     training.start(checkpoint)
     scores = training.run()
     save_classifier(training.learner, processor, Path(run.output_dir))
     if accelerator.is_main_process:
-        publish(training, model, data.dataset_name or data.train_dir or data.validation_dir, scores, settings)
+        public = {**asdict(inputs), **asdict(architecture), **asdict(recipe), "seed": run.seed}
+        publish(training, model, data.dataset_name or data.train_dir or data.validation_dir, scores, public)
     accelerator.end_training()
 
 

@@ -40,7 +40,7 @@ class RunArguments:
     logging_steps: int = field(default=10, metadata={"help": "Updates between two entries of the log."})
     checkpointing_steps: str = field(
         default="epoch",
-        metadata={"help": "Updates between two checkpoints, or `epoch`, after which there always is one."},
+        metadata={"help": "Updates between two checkpoints, or `epoch`; after an epoch there always is one."},
     )
     checkpoints_total_limit: int | None = field(default=2, metadata={"help": "Number of checkpoints to keep."})
     resume_from_checkpoint: str | None = field(
@@ -144,10 +144,8 @@ def evaluate(accelerator: Accelerator, model: nn.Module, loader: DataLoader, cha
         logits, labels = accelerator.gather_for_metrics((logits.float(), batch["labels"]))
         is_right = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
         loss = cross_entropy(logits, labels, reduction="sum")
-        counts = torch.stack(
-            [loss, is_right[:, 0].sum(), is_right.any(1).sum(), torch.tensor(len(labels), device=loss.device)]
-        )
-        totals += counts.cpu()
+        totals[:3] += torch.stack([loss, is_right[:, 0].sum(), is_right.any(1).sum()]).cpu()
+        totals[3] += len(labels)
     model.train(was_training)
     loss, top1, top5, num_images = totals.tolist()
     if not num_images:
@@ -215,7 +213,7 @@ class ClassifierTraining:
         """Train to the end and return the last scores."""
         while self.learner.completed_steps < self.num_steps:
             self.train_epoch()
-            scores = self.evaluate()
+            self.evaluate()
             self.progress.epoch, self.progress.batch = self.progress.epoch + 1, 0
             self.save()
         self.bar.close()
@@ -271,11 +269,9 @@ class ClassifierTraining:
                 f"the loss is {loss} after {step} steps, but must be finite: give a lower --learning_rate, a longer "
                 "warm-up, or another --mixed_precision"
             )
-        rate, speed = self.learner.optimizer.param_groups[0]["lr"], self.num_images / seconds
-        self.record(
-            {"loss": loss, "learning_rate": rate, "gradient_norm": float(self.norm), "images_per_second": speed}
-        )
-        self.bar.set_postfix({**self.shown, "loss": f"{loss:.3f}", "rate": f"{rate:.1e}", "images/s": f"{speed:,.0f}"})
+        rate, norm, speed = self.learner.optimizer.param_groups[0]["lr"], float(self.norm), self.num_images / seconds
+        self.record({"loss": loss, "learning_rate": rate, "gradient_norm": norm, "images_per_second": speed})
+        self.show(loss=f"{loss:.3f}", rate=f"{rate:.1e}", speed=f"{speed:,.0f} images/s")
         self.progress.losses = []
         self.restart_clock()
 
@@ -290,11 +286,15 @@ class ClassifierTraining:
         ema = self.learner.ema
         model = self.learner.model if ema is None else ema.module
         scores = evaluate(self.accelerator, model, self.eval_loader, self.run_arguments.channels_last)
-        self.shown = {"held-out accuracy": f"{scores['eval_accuracy']:.1%}"}
-        self.bar.set_postfix(self.shown)
+        self.show(accuracy=f"{scores['eval_accuracy']:.1%}")
         self.record(scores)
         self.restart_clock()
         return scores
+
+    def show(self, **values: str) -> None:
+        """Show values at the end of the bar, beside those shown before."""
+        self.shown |= values
+        self.bar.set_postfix_str(", ".join(f"{name} {value}" for name, value in self.shown.items()))
 
     def record(self, values: dict[str, float]) -> None:
         """Write down and send to trackers."""

@@ -12,17 +12,12 @@ from .checkpoints import writing
 from .classification_recipe import Learner
 from .errors import InputError
 from .resuming import write_json
+from .training_log import LOG_FILE
 
 
 RESULTS_FILE, CARD_FILE, CURVES_FILE = "all_results.json", "README.md", "training_curves.png"
-UPLOADED = [
-    "config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "preprocessor_config.json",
-    "training_log.jsonl",
-]
-UPLOADED += [RESULTS_FILE, CARD_FILE, CURVES_FILE]
+UPLOADED = ["config.json", "*.safetensors", "*.safetensors.index.json", "preprocessor_config.json"]
+UPLOADED += [LOG_FILE, RESULTS_FILE, CARD_FILE, CURVES_FILE]
 METRICS = {"eval_accuracy": "accuracy", "eval_top5_accuracy": "top-5 accuracy", "eval_loss": "cross entropy"}
 
 CARD = """
@@ -80,7 +75,7 @@ def write_card(output: Path, model, dataset: str, batch: int, scores: dict, sett
         dataset: Name of the data set, or folder of the training images.
         batch: Images for each update of the weights.
         scores: The last record of the held-out images' scores.
-        settings: All flags.
+        settings: What it was trained with.
     """
     name = Path(dataset).name
     results = [
@@ -149,7 +144,7 @@ def upload(output: Path, repository: str | None, private: bool) -> str:
     try:
         repository = api.create_repo(
             repository or output.resolve().name, private=private or None, exist_ok=True
-        ).repo_id  # fmt: skip
+        ).repo_id
         api.upload_folder(
             repo_id=repository,
             folder_path=output,
