@@ -51,7 +51,10 @@ class VariedImages:
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # Workers that live on see it change.
 
     def set_epoch(self, epoch: int) -> None:
-        """Vary from now on as in `epoch`, also in worker processes that are there already."""
+        """Vary from now on as in `epoch`, also in worker processes that are there already.
+
+        Accelerate's loaders pass on the epoch in some cases only, so call this at the start of each.
+        """
         self.epoch.fill_(epoch)
 
     def example(self, image: LabelledImage, index: int) -> dict:
@@ -63,6 +66,11 @@ class VariedImages:
         opened = image.open()
         with seeded(self.seed, int(self.epoch), index):
             return {"pixel_values": self.transform(opened), "labels": image.label}
+
+
+def with_way_out(error: InputError) -> InputError:
+    """The error of a broken image, and how to go on without it."""
+    return InputError(f"{error} (or go on without it: --skip_broken_images)")
 
 
 class ImageTable(VariedImages, Dataset):
@@ -83,8 +91,15 @@ class ImageTable(VariedImages, Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict:
-        """One example."""
-        return self.example(self.images[index], index)
+        """One example.
+
+        Raises:
+            InputError: The image or its label is broken.
+        """
+        try:
+            return self.example(self.images[index], index)
+        except InputError as error:
+            raise with_way_out(error) from error
 
 
 class ImageStream(VariedImages, IterableDataset):
@@ -134,7 +149,7 @@ class ImageStream(VariedImages, IterableDataset):
                 yield self.example(image, zlib.crc32(content_of(image)))
             except InputError as error:
                 if not self.skip_broken:
-                    raise InputError(f"{error} (or go on without it: --skip_broken_images)") from error
+                    raise with_way_out(error) from error
                 say(f"skipped: {error}")
 
 
