@@ -42,8 +42,12 @@ def start(*command, **variables) -> subprocess.Popen:
 
 
 def finish(*processes) -> str:
-    """What all of them print; each must end well."""
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    """What all of them print; each must end well. None is left behind."""
+    try:
+        outputs = [process.communicate(timeout=1200)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == 0, output[-3000:]
     return "".join(outputs)

@@ -78,7 +78,8 @@ def train(output, images, *flags) -> int:
 def records(output) -> list[dict]:
     """The log, without what depends on the machine."""
     lines = (output / "training_log.jsonl").read_text().splitlines()
-    return [{**json.loads(line), "images_per_second": None} for line in lines]
+    speed = "images_per_second"
+    return [{name: value for name, value in json.loads(line).items() if name != speed} for line in lines]
 
 
 def weights(folder) -> dict[str, torch.Tensor]:

@@ -295,9 +295,9 @@ class ClassifierTraining:
     def record(self, values: dict[str, float]) -> None:
         """Write down and send to trackers."""
         step = self.learner.completed_steps
-        epoch = self.progress.epoch + self.progress.batch / self.num_batches if self.num_batches else None
+        part = self.progress.batch / self.num_batches if self.num_batches else 0  # It is not known of a stream.
         with writing(self.log.path):
-            self.log.add({"step": step, "epoch": epoch, **values})
+            self.log.add({"step": step, "epoch": self.progress.epoch + part, **values})
         self.progress.num_records = len(self.log.records)
         self.accelerator.log(values, step=step)
 
