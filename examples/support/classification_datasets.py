@@ -8,15 +8,17 @@ import random
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 
 import numpy as np
 import torch
+from datasets import IterableDataset as HubStream
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import Dataset, IterableDataset
 
 from .classification_transforms import Transform
 from .errors import InputError, say
-from .labelled_images import LabelledImage, StreamedImages, content_of
+from .labelled_images import LabelledImage, StreamedImages
 
 
 @contextmanager
@@ -57,14 +59,14 @@ class VariedImages:
         """
         self.epoch.fill_(epoch)
 
-    def example(self, image: LabelledImage, index: int) -> dict:
+    def example(self, image: LabelledImage, epoch: int, index: int) -> dict:
         """Pixel values (channels, height, width) and label.
 
         Raises:
             InputError: The image is broken.
         """
         opened = image.open()
-        with seeded(self.seed, int(self.epoch), index):
+        with seeded(self.seed, epoch, index):
             return {"pixel_values": self.transform(opened), "labels": image.label}
 
 
@@ -97,13 +99,13 @@ class ImageTable(VariedImages, Dataset):
             InputError: The image or its label is broken.
         """
         try:
-            return self.example(self.images[index], index)
+            return self.example(self.images[index], int(self.epoch), index)
         except InputError as error:
             raise with_way_out(error) from error
 
 
 class ImageStream(VariedImages, IterableDataset):
-    """Examples of a stream, each once in all processes and workers together.
+    """Examples of a stream, each once in an epoch in all processes and workers together.
 
     Files are divided among processes and among the workers of each. An example has no index, so its content stands
     for it.
@@ -116,6 +118,7 @@ class ImageStream(VariedImages, IterableDataset):
         skip_broken: Whether broken images are said and left out.
         process_index: Rank of this process.
         num_processes: Number of processes.
+        endless: Whether one epoch follows the other, so that no process comes to an end before others do.
     """
 
     def __init__(
@@ -127,30 +130,47 @@ class ImageStream(VariedImages, IterableDataset):
         skip_broken: bool = False,
         process_index: int = 0,
         num_processes: int = 1,
+        endless: bool = False,
     ):
         super().__init__(transform, seed)
-        rows = images.rows
-        if shuffle_buffer_size:
-            rows = rows.shuffle(seed=seed, buffer_size=shuffle_buffer_size)
-        if num_processes > 1:
-            rows = split_dataset_by_node(rows, rank=process_index, world_size=num_processes)
-        self.images, self.skip_broken = StreamedImages(rows, images.reader), skip_broken
-
-    def set_epoch(self, epoch: int) -> None:
-        """Shuffle and vary from now on as in `epoch`."""
-        super().set_epoch(epoch)
-        self.images.rows.set_epoch(epoch)
+        self.images, self.shuffle_buffer_size, self.skip_broken = images, shuffle_buffer_size, skip_broken
+        self.process_index, self.num_processes, self.endless = process_index, num_processes, endless
 
     def __iter__(self) -> Iterator[dict]:
         """The examples of this process and worker."""
-        for row, index in self.images:
+        first = int(self.epoch)
+        for epoch in count(first) if self.endless else [first]:
+            is_empty = True
+            for example in self.examples(epoch):
+                yield example
+                is_empty = False
+            if is_empty:  # There are more workers than files.
+                return
+
+    def examples(self, epoch: int) -> Iterator[dict]:
+        """Those of one epoch.
+
+        Raises:
+            InputError: An image is broken, and is not to be left out.
+        """
+        for index, row in enumerate(self.rows(epoch)):
             try:
                 image = self.images.read(row, index)
-                yield self.example(image, zlib.crc32(content_of(image)))
+                yield self.example(image, epoch, zlib.crc32(image.image.getvalue()))
             except InputError as error:
                 if not self.skip_broken:
                     raise with_way_out(error) from error
                 say(f"skipped: {error}")
+
+    def rows(self, epoch: int) -> HubStream:
+        """The rows of this process in the order of one epoch; `datasets` divides them among workers."""
+        rows = self.images.rows
+        if self.shuffle_buffer_size:
+            seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
+            rows = rows.shuffle(seed=seed, buffer_size=self.shuffle_buffer_size)
+        if self.num_processes > 1:
+            rows = split_dataset_by_node(rows, rank=self.process_index, world_size=self.num_processes)
+        return rows
 
 
 def build_dataset(

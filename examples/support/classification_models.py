@@ -102,7 +102,11 @@ def freeze_stages(model: PreTrainedModel, count: int) -> None:
 
 
 def add_adapters(model: PreTrainedModel, rank: int, alpha: int, dropout: float) -> PeftModel:
-    """Low-rank adapters (LoRA, arXiv 2106.09685) in every attention and MLP; besides them only the head is trained."""
+    """Low-rank adapters (LoRA, arXiv 2106.09685) in every attention and MLP; besides them only the head is trained.
+
+    Raises:
+        InputError: The model has no such layers.
+    """
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -110,7 +114,12 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: int, dropout: float) 
         target_modules=ADAPTED_LAYERS,
         modules_to_save=["classifier"],
     )
-    return get_peft_model(model, config)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise InputError(
+            f"--lora_rank is {rank}, but {model.name_or_path} has no place for adapters ({error}): give a CrossFormer"
+        ) from error
 
 
 def parameter_groups(

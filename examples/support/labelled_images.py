@@ -1,9 +1,8 @@
 """Images with the index of their class, not decoded yet, from tables and streams of `datasets`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from typing import NamedTuple
 
 import datasets
@@ -100,7 +99,7 @@ class TableImages(Sequence):
 
 
 class StreamedImages:
-    """The rows of a `datasets.IterableDataset`, whole files in memory.
+    """The rows of a `datasets.IterableDataset`.
 
     Args:
         rows: Stream, whose images are not decoded.
@@ -110,13 +109,8 @@ class StreamedImages:
     def __init__(self, rows: datasets.IterableDataset, reader: RowReader):
         self.rows, self.reader = rows, reader
 
-    def __iter__(self) -> Iterator[tuple[dict, int]]:
-        """Rows and their places in this worker's part of the stream."""
-        for index, row in enumerate(self.rows):
-            yield row, index
-
     def read(self, row: dict, index: int) -> LabelledImage:
-        """Image and label of a row; a file that it names, here or elsewhere, is read.
+        """Image, its whole file in memory, and label of a row.
 
         Raises:
             InputError: It is broken.
@@ -138,9 +132,3 @@ def read_bytes(path: str, name: str) -> bytes:
             return file.read()
     except Exception as error:  # File systems and networks raise nearly anything.
         raise InputError(f"{name} cannot be read ({error}): mend it or leave it out") from error
-
-
-def content_of(image: LabelledImage) -> bytes:
-    """Encoded bytes of an image of a stream."""
-    assert isinstance(image.image, BytesIO)
-    return image.image.getvalue()
