@@ -217,6 +217,8 @@ def train(*arguments) -> None:
     checkpoint = find_start(accelerator, run, settings)
     with accelerator.main_process_first():
         splits = load_images(data)
+    if splits.train is None:
+        raise InputError("no training images are given: give --train_dir or --dataset_name")
     set_seed(run.seed)
     model = build_classifier(architecture, splits.names)
     *examples, processor = build_examples(model, splits, inputs, data, run)
