@@ -114,6 +114,7 @@ def build_accelerator(run: RunArguments) -> Accelerator:
     """Accelerator, as the flags and `accelerate launch` say."""
     try:
         return Accelerator(
+            cpu=not torch.accelerator.is_available(),  # Else processes on CPUs would not know of each other.
             gradient_accumulation_steps=run.gradient_accumulation_steps,
             mixed_precision=run.mixed_precision,
             dynamo_backend="inductor" if run.compile else None,
@@ -203,7 +204,7 @@ def build_training(model, examples, recipe: RecipeArguments, run: RunArguments, 
     steps_per_epoch, num_steps = count_steps(count_batches(loaders[0]), recipe, run)
     schedule = build_schedule(optimizer, recipe, steps_per_epoch, num_steps)
     mixing = build_mixing(recipe, num_labels)
-    learner = Learner(accelerator, model.train(), optimizer, schedule, recipe, mixing, ema)
+    learner = Learner(accelerator, model.train(), optimizer, schedule, recipe, num_labels, mixing, ema)
     return ClassifierTraining(learner, loaders, Progress(), run, num_steps)
 
 
@@ -216,6 +217,8 @@ def train(*arguments) -> None:
     checkpoint = find_start(accelerator, run, settings)
     with accelerator.main_process_first():
         splits = load_images(data)
+    if splits.train is None:
+        raise InputError("no training images are given: give --train_dir or --dataset_name")
     set_seed(run.seed)
     model = build_classifier(architecture, splits.names)
     *examples, processor = build_examples(model, splits, inputs, data, run)

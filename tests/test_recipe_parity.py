@@ -35,7 +35,7 @@ def learner_for(case: dict) -> Learner:
     model = model_for(case, division=np.float64).double().train()
     model, optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
     schedule = build_schedule(optimizer, recipe, steps, steps * recipe.num_train_epochs)
-    return Learner(accelerator, model, optimizer, schedule, recipe, build_mixing(recipe, model.config.num_labels))
+    return Learner(accelerator, model, optimizer, schedule, recipe, model.config.num_labels)
 
 
 def test_the_recipe_is_the_original_one():
@@ -105,7 +105,7 @@ def test_mixed_targets_cost_what_timms_soft_targets_do():
     """Smoothing after mixing is mixing after smoothing."""
     recipe = RecipeArguments()
     images, labels = torch.randn(8, 3, 16, 5, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 5
-    learner = Learner(Accelerator(cpu=True), Scores(), None, None, recipe, build_mixing(recipe, num_labels=5))
+    learner = Learner(Accelerator(cpu=True), Scores(), None, None, recipe, 5, build_mixing(recipe, num_labels=5))
     np.random.seed(0)
     loss = learner.loss(images.clone(), labels)
     np.random.seed(0)

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 from crossformer_hf import PRESETS, preset_config
 
 from .errors import InputError
+from .segmentation_models import labels_of
 
 
 @dataclass
@@ -49,7 +50,8 @@ def build_classifier(architecture: ArchitectureArguments, names: list[str]) -> P
     try:
         overrides = json.loads(architecture.config_overrides)
         config = read_config(architecture, {**overrides, **labels_of(names)})
-        unknown = sorted(name for name in overrides if name not in config.to_dict())
+        known = {*type(config)().to_dict(), *config.attribute_map}
+        unknown = sorted(name for name in overrides if name not in known)
         if unknown:
             raise ValueError(f"a configuration of type {config.model_type} has no field {', '.join(unknown)}")
         return AutoModelForImageClassification.from_config(config)
@@ -69,8 +71,3 @@ def read_config(architecture: ArchitectureArguments, overrides: dict) -> PreTrai
     if architecture.model_type:
         return AutoConfig.for_model(architecture.model_type, **overrides)
     return preset_config(architecture.preset, **overrides)
-
-
-def labels_of(names: list[str]) -> dict:
-    """Fields of a configuration that name the classes."""
-    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}

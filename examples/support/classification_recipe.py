@@ -145,6 +145,7 @@ class Learner:
         optimizer: From `build_optimizer`.
         schedule: From `build_schedule`.
         recipe: Label smoothing and the longest gradient.
+        num_labels: Number of classes.
         mixing: From `build_mixing`.
         ema: Moving average of the model's weights, if there is one.
         completed_steps: Updates of the weights up to now.
@@ -155,6 +156,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     schedule: CosineLRScheduler
     recipe: RecipeArguments
+    num_labels: int
     mixing: Mixup | None = None
     ema: ModelEmaV3 | None = None
     completed_steps: int = 0

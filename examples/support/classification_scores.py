@@ -7,8 +7,11 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from transformers import EvalPrediction
 
 
+ALONE = {"sync_on_compute": False}
+
+
 class ClassificationScores:
-    """Scores of logits, each image counted once.
+    """Scores of logits, each image counted once, in this process alone.
 
     Args:
         num_labels: Number of classes.
@@ -17,13 +20,13 @@ class ClassificationScores:
     def __init__(self, num_labels: int):
         self.metrics = MetricCollection(
             {
-                "top1": MulticlassAccuracy(num_labels, average="micro"),
-                "top5": MulticlassAccuracy(num_labels, top_k=min(5, num_labels), average="micro"),
-                "confusion": MulticlassConfusionMatrix(num_labels),
+                "top1": MulticlassAccuracy(num_labels, average="micro", **ALONE),
+                "top5": MulticlassAccuracy(num_labels, top_k=min(5, num_labels), average="micro", **ALONE),
+                "confusion": MulticlassConfusionMatrix(num_labels, **ALONE),
             },
             compute_groups=False,
         )
-        self.loss = MeanMetric()
+        self.loss = MeanMetric(**ALONE)
         self.metrics.persistent(True)
         self.loss.persistent(True)
 

@@ -11,13 +11,13 @@ import torch
 from accelerate import Accelerator, skip_first_batches
 from accelerate.data_loader import SeedableRandomSampler
 from torch import nn
-from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
 
 from .checkpoints import load_checkpoint, save_checkpoint, writing
 from .classification_datasets import ImageStream, ImageTable, collate
 from .classification_recipe import Learner, seed_batch
+from .classification_scores import ClassificationScores
 from .errors import InputError
 from .training_log import LOG_FILE, TrainingLog
 
@@ -130,32 +130,28 @@ def count_batches(loader: DataLoader) -> int | None:
 
 
 @torch.no_grad()
-def evaluate(accelerator: Accelerator, model: nn.Module, loader: DataLoader, channels_last: bool) -> dict[str, float]:
-    """Mean cross entropy and share of images whose class is the likeliest, or among the five likeliest.
+def evaluate(
+    accelerator: Accelerator, model: nn.Module, loader: DataLoader, num_labels: int, channels_last: bool
+) -> dict[str, float]:
+    """Accuracy, top-5 accuracy, mean cross entropy, and number of held-out images.
 
     Each image counts once, in however many processes, and also where the last batch is not full.
     """
     was_training = model.training
     model.eval()
-    totals = torch.zeros(4, dtype=torch.float64)
+    scores, num_images = ClassificationScores(num_labels), 0
     for batch in tqdm(loader, desc="Evaluating", leave=False, disable=not accelerator.is_local_main_process):
         with accelerator.autocast():
             logits = model(pixel_values=pixels_of(batch, channels_last)).logits
-        logits, labels = accelerator.gather_for_metrics((logits.float(), batch["labels"]))
-        is_right = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-        loss = cross_entropy(logits, labels, reduction="sum")
-        totals[:3] += torch.stack([loss, is_right[:, 0].sum(), is_right.any(1).sum()]).cpu()
-        totals[3] += len(labels)
+        logits, labels = accelerator.gather_for_metrics((logits, batch["labels"]))
+        scores.add(logits, labels)
+        num_images += len(labels)
     model.train(was_training)
-    loss, top1, top5, num_images = totals.tolist()
     if not num_images:
         raise InputError("there are no held-out images, but the model is to be tested: give --validation_dir")
-    return {
-        "eval_loss": loss / num_images,
-        "eval_accuracy": top1 / num_images,
-        "eval_top5_accuracy": top5 / num_images,
-        "eval_images": int(num_images),
-    }
+    means = scores.compute()
+    names = {"eval_accuracy": "top1", "eval_top5_accuracy": "top5", "eval_loss": "loss"}
+    return {**{name: means[key] for name, key in names.items()}, "eval_images": num_images}
 
 
 def pixels_of(batch: dict[str, torch.Tensor], channels_last: bool) -> torch.Tensor:
@@ -283,9 +279,9 @@ class ClassifierTraining:
 
     def evaluate(self) -> dict[str, float]:
         """Test on the held-out images and log the scores."""
-        ema = self.learner.ema
-        model = self.learner.model if ema is None else ema.module
-        scores = evaluate(self.accelerator, model, self.eval_loader, self.run_arguments.channels_last)
+        learner, channels_last = self.learner, self.run_arguments.channels_last
+        model = learner.model if learner.ema is None else learner.ema.module
+        scores = evaluate(self.accelerator, model, self.eval_loader, learner.num_labels, channels_last)
         self.show(accuracy=f"{scores['eval_accuracy']:.1%}")
         self.record(scores)
         self.restart_clock()
@@ -299,9 +295,9 @@ class ClassifierTraining:
     def record(self, values: dict[str, float]) -> None:
         """Write down and send to trackers."""
         step = self.learner.completed_steps
-        epoch = self.progress.epoch + self.progress.batch / self.num_batches if self.num_batches else None
+        part = self.progress.batch / self.num_batches if self.num_batches else 0  # It is not known of a stream.
         with writing(self.log.path):
-            self.log.add({"step": step, "epoch": epoch, **values})
+            self.log.add({"step": step, "epoch": self.progress.epoch + part, **values})
         self.progress.num_records = len(self.log.records)
         self.accelerator.log(values, step=step)
 
