@@ -318,7 +318,18 @@ def test_recipe_is_the_original_one():
     jitter = TrainingTransform(
         type(AUGMENTATIONS["imagenet"])(auto_augment=None), build_image_processor(64), 64
     ).transform.transforms[2]
-    assert jitter.brightness == [0.6, 1.4]
+    assert tuple(jitter.brightness) == (0.6, 1.4)
+
+
+def test_policy_may_keep_no_bits_of_a_colour():
+    operations = [op for op in varied().transform.transforms[2].ops if op.name.startswith("Posterize")]
+    assert operations
+    image = make_image("train", 0)
+    for operation in operations:
+        operation.prob, operation.magnitude, operation.magnitude_std = 1.0, 10, 0
+        assert operation(image).size == image.size
+    assert not np.array(operations[-1].aug_fn(image, 0)).any()
+    assert np.array_equal(np.array(operations[-1].aug_fn(image, 4)), np.array(image) // 16 * 16)
 
 
 def test_small_images_are_padded_and_cropped():
@@ -433,7 +444,7 @@ def test_nothing_there(fields, message):
         ("parquet", {"image_column_name": "photo"}, "--image_column_name is photo.* give one of image, label"),
         ("parquet", {"image_column_name": "label"}, "--image_column_name is label, which holds no images"),
         ("parquet", {"label_column_name": "kind"}, "--label_column_name is kind"),
-        ("parquet", {"label_column_name": "image"}, "a label is a number or a name, not a dict"),
+        ("parquet", {"label_column_name": "image"}, "labels are numbers or names, not of type Image"),
         ("webdataset", {"streaming": True, "class_names": None}, "column cls have no names"),
         ("folders", {"streaming": True, "validation_dir": None}, "no images are held out"),
         ("folders", {"validation_dir": None, "train_val_split": 0.01}, "--train_val_split is 0.01, which leaves"),

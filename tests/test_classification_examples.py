@@ -179,7 +179,7 @@ def test_frozen_stages_stay_and_the_others_do_not(pretrained, data, tmp_path):
 
 
 def test_learning_rate_falls_from_layer_to_layer():
-    model = CrossFormerForImageClassification(preset_config("crossformer-pp-32px", **{**TINY, "depths": [2, 1, 3]}))
+    model = CrossFormerForImageClassification(preset_config("crossformer-pp-32px", **{**TINY, "depths": [2, 1, 4]}))
     rates = {}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for group in parameter_groups(model, learning_rate=1.0, weight_decay=0.05, layer_decay=0.5):
@@ -191,18 +191,18 @@ def test_learning_rate_falls_from_layer_to_layer():
     expected = {
         "classifier.weight": 1,
         "crossformer.layernorm.weight": 1,
-        f"{stages}.2.layers.2.mlp.fc1.weight": 1 / 2,
-        f"{stages}.2.layers.2.cooling.convolution.weight": 1 / 2,
-        f"{stages}.2.layers.0.mlp.fc1.weight": 1 / 8,
-        f"{stages}.2.downsampling.embedding.projections.0.weight": 1 / 8,
-        f"{stages}.1.layers.0.attention.qkv.weight": 1 / 16,
-        f"{stages}.0.layers.1.attention.qkv.weight": 1 / 32,
-        f"{stages}.0.layers.0.attention.qkv.weight": 1 / 64,
-        "crossformer.embeddings.layernorm.weight": 1 / 128,
+        f"{stages}.2.layers.3.mlp.fc1.weight": 1 / 2,
+        f"{stages}.2.layers.2.cooling.convolution.weight": 1 / 4,
+        f"{stages}.2.layers.0.mlp.fc1.weight": 1 / 16,
+        f"{stages}.2.downsampling.embedding.projections.0.weight": 1 / 16,
+        f"{stages}.1.layers.0.attention.qkv.weight": 1 / 32,
+        f"{stages}.0.layers.1.attention.qkv.weight": 1 / 64,
+        f"{stages}.0.layers.0.attention.qkv.weight": 1 / 128,
+        "crossformer.embeddings.layernorm.weight": 1 / 256,
     }
     assert {name: rates[name] for name in expected} == expected
     assert not hasattr(model, "group_matcher")
-    assert len(set(group_parameters(model, LAYERS, reverse=True).values())) == 8
+    assert len(set(group_parameters(model, LAYERS, reverse=True).values())) == 9
 
 
 @pytest.fixture(scope="module")

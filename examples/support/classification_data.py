@@ -272,14 +272,14 @@ def class_names_of(splits: dict, column: str, data: ClassificationDataArguments)
             f"the labels in column {column} have no names, which a stream must know beforehand: give a file of names "
             "as --class_names"
         )
-    values = {value for rows in splits.values() for value in rows.unique(column) if value is not None}
-    if all(isinstance(value, str) for value in values):
-        return sorted(values)
-    if not all(isinstance(value, int) for value in values):
+    kind = feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
+    if "string" not in kind and "int" not in kind:
         raise InputError(
-            f"--label_column_name is {column}, but a label is a number or a name, not a {type(values.pop()).__name__}"
-            ": give another column"
+            f"--label_column_name is {column}, but labels are numbers or names, not of type {kind}: give another"
         )
+    values = {value for rows in splits.values() for value in rows.unique(column) if value is not None}
+    if "string" in kind:
+        return sorted(values)
     return [str(label) for label in range(max(values) + 1)]
 
 
