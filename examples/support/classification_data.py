@@ -118,12 +118,18 @@ def load_idx(data: ClassificationDataArguments) -> LabelledSplits | None:
     if data.dataset_name and not is_fashion:
         return None
     default = FASHION_MNIST_FOLDER if is_fashion else None
-    train_dir = data.train_dir or data.validation_dir or default
-    validation_dir = data.validation_dir or data.train_dir or default
-    folders = {"train": train_dir, "validation": validation_dir}
+    folders = {
+        "train": data.train_dir or data.validation_dir or default,
+        "validation": data.validation_dir or data.train_dir or default,
+    }
     files = {split: folder and find_idx_files(Path(folder), split) for split, folder in folders.items()}
-    if not any(files.values()):
+    must_be_there = is_fashion and (data.train_dir or data.validation_dir)
+    if not any(files.values()) and not must_be_there:
         return None
+    for split in folders:
+        folder = getattr(data, f"{split}_dir")
+        if folder and not files[split]:
+            raise InputError(f"--{split}_dir is {folder}, which does not hold MNIST's two IDX files of this split")
     train, validation = (IdxImages(*files[split]) if files[split] else None for split in folders)
     count = 1 + max(int(images.labels.max()) for images in (train, validation) if images)
     names = read_lines(Path(data.class_names)) if data.class_names else FASHION_MNIST_NAMES if is_fashion else None
@@ -173,11 +179,11 @@ def find_files(folder: str, flag: str) -> tuple[str, str | list[str]]:
     """
     if Path(folder).is_dir():
         for pattern, builder in BUILDERS.items():
-            files = sorted(glob.escape(str(path)) for path in Path(folder).glob(pattern))
+            files = sorted(escaped(path) for path in Path(folder).glob(pattern))
             if files:
                 return builder, files
-        return "imagefolder", f"{glob.escape(folder)}/**"
-    files = sorted(glob.escape(path) for path in glob.glob(folder))
+        return "imagefolder", f"{escaped(folder)}/**"
+    files = sorted(escaped(path) for path in glob.glob(folder))
     builder = next((builder for pattern, builder in BUILDERS.items() if folder.endswith(pattern[1:])), None)
     if not files or not builder:
         raise InputError(
@@ -185,6 +191,11 @@ def find_files(folder: str, flag: str) -> tuple[str, str | list[str]]:
             "is there"
         )
     return builder, files
+
+
+def escaped(path: Path | str) -> str:
+    """The whole path, without a meaning as a pattern."""
+    return glob.escape(str(Path(path).absolute()))
 
 
 def load_named(data: ClassificationDataArguments) -> dict:
@@ -261,14 +272,14 @@ def class_names_of(splits: dict, column: str, data: ClassificationDataArguments)
             f"the labels in column {column} have no names, which a stream must know beforehand: give a file of names "
             "as --class_names"
         )
-    values = {value for rows in splits.values() for value in rows.unique(column) if value is not None}
-    if all(isinstance(value, str) for value in values):
-        return sorted(values)
-    if not all(isinstance(value, int) for value in values):
+    kind = feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
+    if "string" not in kind and "int" not in kind:
         raise InputError(
-            f"--label_column_name is {column}, but a label is a number or a name, not a {type(values.pop()).__name__}"
-            ": give another column"
+            f"--label_column_name is {column}, but labels are numbers or names, not of type {kind}: give another"
         )
+    values = {value for rows in splits.values() for value in rows.unique(column) if value is not None}
+    if "string" in kind:
+        return sorted(values)
     return [str(label) for label in range(max(values) + 1)]
 
 

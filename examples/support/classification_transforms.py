@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 from PIL import Image
-from timm.data import create_transform
+from timm.data import auto_augment, create_transform
 from torchvision import transforms
-from transformers import BitImageProcessor
+from transformers import BitImageProcessorPil
 
 from .errors import InputError
 
@@ -58,7 +58,7 @@ AUGMENTATIONS = {
 }
 
 
-def build_image_processor(image_size: int, num_channels: int = 3) -> BitImageProcessor:
+def build_image_processor(image_size: int, num_channels: int = 3) -> BitImageProcessorPil:
     """The original's preprocessing: shortest side to 256 / 224 of the size, bicubic, the centre, ImageNet's mean.
 
     Images of up to 32 pixels keep their borders, as in the original code.
@@ -69,7 +69,7 @@ def build_image_processor(image_size: int, num_channels: int = 3) -> BitImagePro
     """
     crop = 1.0 if image_size <= LARGEST_SMALL_IMAGE else ORIGINAL_CROP
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if num_channels == 3 else ((0.5,), (0.5,))
-    return BitImageProcessor(
+    return BitImageProcessorPil(
         do_convert_rgb=num_channels == 3,
         size={"shortest_edge": int(image_size / crop)},
         resample=BICUBIC,
@@ -106,6 +106,8 @@ class TrainingTransform:
             re_prob=augmentation.reprob,
             re_mode=augmentation.remode,
         )
+        for step in self.transform.transforms:
+            mend_posterize(step)
         small = image_size <= LARGEST_SMALL_IMAGE
         if small if augmentation.pad_and_crop is None else augmentation.pad_and_crop:
             self.transform.transforms[:1] = pad_and_crop(image_size)
@@ -114,6 +116,20 @@ class TrainingTransform:
         """Pixel values of an RGB image."""
         # timm's operations need RGB; equal channels stay equal, but for the noise of random erasing.
         return self.transform(image.convert(self.conversion).convert("RGB"))[: self.num_channels]
+
+
+def mend_posterize(step: Callable) -> None:
+    """Let timm's policies keep 0 bits of each colour, which they draw now and then and Pillow 13 refuses."""
+    for operation in getattr(step, "ops", []):
+        if operation.aug_fn is auto_augment.posterize:
+            operation.aug_fn = posterize
+
+
+def posterize(image: Image.Image, bits_to_keep: int, **options) -> Image.Image:
+    """Timm's operation; without any bits the image is black, as it was with older versions of Pillow."""
+    if bits_to_keep < 1:
+        return Image.new(image.mode, image.size)
+    return auto_augment.posterize(image, bits_to_keep, **options)
 
 
 def pad_and_crop(image_size: int) -> list[Callable]:
@@ -128,7 +144,7 @@ class EvaluationTransform:
     """Image to pixel values (channels, height, width) by the model's own image processor, at any size.
 
     Args:
-        processor: The image processor; PIL's resizing, which the original code used, is exact.
+        processor: The image processor; one with PIL's resizing does exactly what the original code did.
         image_size: Height and width in pixels; as the processor says unless given. What it resizes to before it
             crops grows in proportion.
     """

@@ -66,7 +66,7 @@ def run_command(parser: argparse.ArgumentParser, action: Callable[[], None]) -> 
 
 def message_of(error: InputError) -> str:
     """The error's message; on its way out of a process that reads images, torch puts a traceback before it."""
-    return str(error).rpartition(f"{InputError.__name__}: ")[2]
+    return str(error).rpartition(f"{InputError.__name__}: ")[2].strip()
 
 
 def fail(parser: argparse.ArgumentParser, message: str, status: int) -> int:
