@@ -206,15 +206,16 @@ class ClassifierTraining:
         self.start_time, self.num_images = time.perf_counter(), 0
 
     def run(self) -> dict[str, float]:
-        """Train to the end and return the last scores."""
+        """Train to the end and return the last record of scores."""
         while self.learner.completed_steps < self.num_steps:
             self.train_epoch()
             self.evaluate()
             self.progress.epoch, self.progress.batch = self.progress.epoch + 1, 0
             self.save()
         self.bar.close()
-        done = [record for record in self.log.with_key("eval_loss") if record["step"] == self.num_steps]
-        return done[-1] if done else self.evaluate()
+        if self.num_steps not in [record["step"] for record in self.log.with_key("eval_loss")]:
+            self.evaluate()  # Killed between the last checkpoint and its test.
+        return self.log.with_key("eval_loss")[-1]
 
     def train_epoch(self) -> None:
         """Learn from the rest of an epoch, or up to the last step."""
@@ -277,7 +278,7 @@ class ClassifierTraining:
             losses = torch.stack([loss.to(self.accelerator.device) for loss in self.progress.losses])
             self.progress.losses = list(self.accelerator.reduce(losses, reduction="mean"))
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self) -> None:
         """Test on the held-out images and log the scores."""
         learner, channels_last = self.learner, self.run_arguments.channels_last
         model = learner.model if learner.ema is None else learner.ema.module
@@ -285,7 +286,6 @@ class ClassifierTraining:
         self.show(accuracy=f"{scores['eval_accuracy']:.1%}")
         self.record(scores)
         self.restart_clock()
-        return scores
 
     def show(self, **values: str) -> None:
         """Show values at the end of the bar, beside those shown before."""
