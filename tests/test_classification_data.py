@@ -33,13 +33,13 @@ KINDS = ("folders", "parquet", "webdataset")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def no_cache(tmp_path_factory):
-    """`datasets` keeps what it prepares in a folder of the test."""
-    original = datasets.config.HF_DATASETS_CACHE
-    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
-    datasets.disable_progress_bars()
-    yield
-    datasets.config.HF_DATASETS_CACHE = original
+def own_cache(tmp_path_factory):
+    """`datasets` keeps what it prepares in a folder of the test, and does not rest for seconds after parquet files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        patch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1, raising=False)
+        datasets.disable_progress_bars()
+        yield
 
 
 def make_image(split: str, index: int) -> Image.Image:
