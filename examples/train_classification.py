@@ -29,7 +29,7 @@ from pathlib import Path
 try:
     import torch
     from accelerate import Accelerator, DistributedType
-    from accelerate.utils import set_seed
+    from accelerate.utils import parse_flag_from_env, set_seed
     from support.checkpoints import choose_checkpoint, writing
     from support.classification_architectures import ArchitectureArguments, build_classifier
     from support.classification_data import ClassificationDataArguments, load_images
@@ -154,7 +154,10 @@ def check_settings(recipe: RecipeArguments, run: RunArguments, accelerator: Acce
             f"--per_device_train_batch_size is {run.per_device_train_batch_size}, but mixup and CutMix pair images: "
             "give an even number, or --mixup 0 --cutmix 0"
         )
-    if recipe.ema_decay is not None and accelerator.distributed_type == DistributedType.FSDP:
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and not sharded:
+        raise InputError("FSDP is configured, but Accelerate shards models on several GPUs only: leave it out")
+    if recipe.ema_decay is not None and sharded:
         raise InputError(
             f"--ema_decay is {recipe.ema_decay}, but weights that FSDP shards are not averaged: leave it out"
         )

@@ -511,6 +511,12 @@ def test_bad_arguments(flags, fragment, images, tmp_path, capsys):
     assert fragment in error_line(capsys)
 
 
+def test_fsdp_on_a_cpu_is_refused(images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert train(tmp_path / "run", images) == 1
+    assert "FSDP is configured" in error_line(capsys)
+
+
 def test_broken_image_is_named(images, tmp_path, capsys):
     folder = shutil.copytree(images, tmp_path / "images")
     (folder / "train" / "red" / "3.png").write_text("hello")
