@@ -15,7 +15,7 @@ from support.classification_finetuning import ClassificationTrainer
 from support.classification_models import LAYERS, load_classifier, parameter_groups
 from support.classification_transforms import EvaluationTransform, build_image_processor
 from support.confusion import MAX_CLASSES, classes_to_draw, draw_confusion, most_confused
-from test_classification_data import NAMES, no_cache, write_folders, write_parquet  # noqa: F401  (a fixture)
+from test_classification_data import NAMES, own_cache, write_folders, write_parquet  # noqa: F401  (a fixture)
 from timm.models import group_parameters
 from transformers import pipeline
 

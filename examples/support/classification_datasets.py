@@ -107,8 +107,8 @@ class ImageTable(VariedImages, Dataset):
 class ImageStream(VariedImages, IterableDataset):
     """Examples of a stream, each once in an epoch in all processes and workers together.
 
-    Files are divided among processes and among the workers of each. An example has no index, so its content stands
-    for it.
+    Files are divided among processes and among the workers of each, of which all must have as many; where files
+    cannot be divided evenly, processes take turns. An example has no index, so its content stands for it.
 
     Args:
         images: The images.

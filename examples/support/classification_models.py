@@ -94,9 +94,7 @@ def freeze_stages(model: PreTrainedModel, count: int) -> None:
         )
     stages = model.crossformer.encoder.stages
     if not 0 < count <= len(stages):
-        raise InputError(
-            f"--freeze_stages is {count}, but the model has {len(stages)} stages: give 1 to {len(stages)}"
-        )
+        raise InputError(f"--freeze_stages is {count}, but there are {len(stages)} stages: give 1 to {len(stages)}")
     for module in (model.crossformer.embeddings, *stages[:count]):
         module.requires_grad_(False)
 
