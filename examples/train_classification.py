@@ -57,8 +57,8 @@ try:
     )
     from support.curves import draw_curves
     from support.errors import CommandParser, InputError, run_command, say
-    from support.publishing import CURVES_FILE, check_token, save_classifier, upload, write_card, write_results
-    from support.resuming import SETTINGS_FILE, START_ANEW, check_same_run, remove_run, write_atomically
+    from support.publishing import CURVES_FILE, RESULTS_FILE, check_token, save_classifier, upload, write_card
+    from support.resuming import SETTINGS_FILE, START_ANEW, check_same_run, remove_run, write_atomically, write_json
     from support.training_log import LOG_FILE
     from timm.utils import ModelEmaV3
     from transformers import PreTrainedModel, logging
@@ -260,7 +260,7 @@ def publish(training: ClassifierTraining, model: PreTrainedModel, dataset: str, 
     run, output, log = training.run_arguments, training.output, training.log
     title = f"{type(model).__name__} on {Path(dataset).name}"
     with writing(output):
-        write_results(output, scores)
+        write_json(output / RESULTS_FILE, scores)
         losses, tests = log.with_key("loss"), log.with_key("eval_loss")
         write_atomically(output / CURVES_FILE, lambda file: draw_curves(file, losses, tests, title))
         write_card(output, model, dataset, batch_of(run, training.accelerator), scores, settings)
@@ -270,7 +270,7 @@ def publish(training: ClassifierTraining, model: PreTrainedModel, dataset: str, 
 {scores["eval_accuracy"]:.2%} of {scores["eval_images"]:,} held-out images are classified right.
 
   model and image processor   {output}
-  curves, scores              {output / CURVES_FILE}, {output / "all_results.json"}
+  curves, scores              {output / CURVES_FILE}, {output / RESULTS_FILE}
   model card                  {output / "README.md"}""")
 
 

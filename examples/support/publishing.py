@@ -11,7 +11,6 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from .checkpoints import writing
 from .classification_recipe import Learner
 from .errors import InputError
-from .resuming import write_json
 from .training_log import LOG_FILE
 
 
@@ -110,11 +109,6 @@ def write_card(output: Path, model, dataset: str, batch: int, scores: dict, sett
         **{key: scores[key] for key in (*METRICS, "eval_images")},
     )
     (output / CARD_FILE).write_text(f"---\n{metadata.to_yaml()}\n---\n{body}")
-
-
-def write_results(output: Path, scores: dict) -> None:
-    """Write the scores as JSON."""
-    write_json(output / RESULTS_FILE, scores)
 
 
 def check_token() -> None:
