@@ -17,9 +17,11 @@ from .coco_annotations import Category
 from .coco_scores import SCORES, coco_results, coco_scores, ground_truth
 from .detection_data import DetectionSamples
 from .detection_inference import ObjectFinder
+from .score_bar import ScoreBar
 
 
 WARMUP_START = 0.001
+SHOWN = {"eval_box_ap50": "held-out box AP50", "eval_mask_ap50": "mask AP50"}
 
 
 @dataclass
@@ -77,7 +79,7 @@ class DetectionTrainer(Trainer):
         super().__init__(*arguments, eval_dataset=held_out, **options)
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
-            self.add_callback(ScoreBar)
+            self.add_callback(ScoreBar(SHOWN))
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters that decay: as in the recipe all of them, norms and biases too."""
@@ -130,19 +132,3 @@ def scores_of_kind(truth: COCO, results: Sequence[dict], kind: str) -> dict[str,
     named = {f"{kind}_{name}": scores[name] for name in SCORES}
     named |= {f"{kind}_ap_{row['name']}": row["ap"] for row in scores["classes"]}
     return {name: score for name, score in named.items() if score is not None}
-
-
-class ScoreBar(ProgressCallback):
-    """Progress bar with the latest loss and AP50 at its end, instead of lines of logs."""
-
-    NAMES = {"loss": "loss", "eval_box_ap50": "held-out box AP50", "eval_mask_ap50": "mask AP50"}
-
-    def __init__(self):
-        super().__init__()
-        self.shown = {}
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Show what is new."""
-        self.shown |= {self.NAMES[key]: f"{float(value):.3f}" for key, value in logs.items() if key in self.NAMES}
-        if self.training_bar is not None:
-            self.training_bar.set_postfix(self.shown)

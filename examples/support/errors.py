@@ -58,10 +58,15 @@ def run_command(parser: argparse.ArgumentParser, action: Callable[[], None]) -> 
     except KeyboardInterrupt:
         return fail(parser, "interrupted; the same command goes on from what was saved", MISUSED_OR_INTERRUPTED)
     except InputError as error:
-        return fail(parser, str(error), FAILED)
+        return fail(parser, message_of(error), FAILED)
     except OSError as error:
         return fail(parser, f"{error.strerror}: {error.filename}" if error.filename else str(error), FAILED)
     return 0
+
+
+def message_of(error: InputError) -> str:
+    """The error's message; on its way out of a process that reads images, torch puts a traceback before it."""
+    return str(error).rpartition(f"{InputError.__name__}: ")[2].strip()
 
 
 def fail(parser: argparse.ArgumentParser, message: str, status: int) -> int:

@@ -7,6 +7,7 @@ from transformers import EvalPrediction, Trainer
 from transformers.trainer_callback import ProgressCallback
 
 from .mean_iou import MeanIoU
+from .score_bar import ScoreBar
 
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
@@ -26,7 +27,7 @@ class SegmentationTrainer(Trainer):
         super().__init__(*arguments, **options)
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
-            self.add_callback(ScoreBar)
+            self.add_callback(ScoreBar({"eval_mean_iou": "held-out mIoU"}))
 
     def get_eval_dataloader(self, eval_dataset=None):
         """Batches of all held-out images: only in training is an incomplete last one dropped."""
@@ -45,21 +46,6 @@ class SegmentationTrainer(Trainer):
             for name, _ in module.named_parameters(recurse=False)
         }
         return [name for name, _ in model.named_parameters() if self.decay_norms or name not in norms]
-
-
-class ScoreBar(ProgressCallback):
-    """Progress bar with the latest loss and mean IoU at its end, instead of lines of logs."""
-
-    def __init__(self):
-        super().__init__()
-        self.shown = {}
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Show what is new."""
-        names = {"loss": "loss", "eval_mean_iou": "held-out mIoU"}
-        self.shown |= {names[key]: f"{float(value):.3f}" for key, value in logs.items() if key in names}
-        if self.training_bar is not None:
-            self.training_bar.set_postfix(self.shown)
 
 
 class SegmentationMetrics:
