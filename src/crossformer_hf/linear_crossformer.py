@@ -33,8 +33,8 @@ def multiply_as_convolution(rows: torch.Tensor, weight: torch.Tensor, bias: torc
     """`F.linear` of (rows, in_features) with (out_features, in_features), as a convolution with a kernel of 1 x 1."""
     # The kernel is the smaller of the two matrices, since oneDNN reorders it at each call.
     if statically_known_true(rows.shape[0] < weight.shape[0]):
-        product = convolve_rows(weight, rows).t()
-        return (product if bias is None else product + bias).contiguous()
+        product = convolve_rows(weight, rows).t().contiguous()
+        return product if bias is None else product.add_(bias)
     return convolve_rows(rows, weight, bias)
 
 

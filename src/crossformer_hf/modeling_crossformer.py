@@ -45,7 +45,7 @@ PADDING_FEATURES = 8
 # On a CPU, groups of up to this many tokens are too short for a fused attention kernel.
 SHORT_GROUP = 64
 # This many numbers stay in a CPU's caches, and its allocator keeps their memory.
-PART_SIZE = 2**21
+PART_SIZE = 2**20
 
 
 def ceil_div(dividend: int, divisor: int) -> int:
@@ -369,9 +369,11 @@ def pairwise(values: torch.Tensor) -> torch.Tensor:
     rows * columns), where the offset is the first token's place less the second's.
     """
     rows, columns = (ceil_div(size, 2) for size in values.shape[1:])
-    # (heads, row, column, rows, columns): for each first token a window of offsets, the second tokens backwards.
-    windows = values.unfold(1, rows, 1).unfold(2, columns, 1)
-    return windows.flip(3, 4).flatten(3).flatten(1, 2)
+    # For each first token a window of offsets, the second tokens backwards; columns, then rows.
+    windows = values.unfold(2, columns, 1).flip(3)
+    windows = windows.unfold(1, rows, 1).flip(4)
+    # (heads, row, column, other_column, other_row)
+    return windows.transpose(3, 4).flatten(3).flatten(1, 2)
 
 
 class CrossFormerAttention(nn.Module):
