@@ -166,6 +166,12 @@ def test_attentions_are_probabilities_of_each_layer():
 
 
 @pytest.mark.parametrize("size", [(64, 64), (61, 129)])
+def test_empty_batch(size):
+    model, image = tiny_model(), torch.randn(0, 3, *size)
+    assert model(image).last_hidden_state.shape == run(model, image).shape == (0, 16 if size == (64, 64) else 36, 64)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (61, 129)])
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_working_in_parts_changes_nothing(implementation, size, monkeypatch):
     model, image = tiny_model().double(), torch.randn(3, 3, *size, dtype=torch.float64)

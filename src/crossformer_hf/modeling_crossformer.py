@@ -428,7 +428,7 @@ class CrossFormerAttention(nn.Module):
         """Attend where groups tile the map; takes and returns what `forward` does."""
         groups = group_tokens(hidden_states, group_size, interval)
         contexts, probabilities = [], []
-        for (part,) in split_rows(3 * groups[0].numel(), groups):
+        for (part,) in split_rows(3 * groups.shape[1] * groups.shape[2], groups):
             context, probability = self.attend(self.qkv(part), position_bias, **kwargs)
             contexts.append(self.projection(context))
             probabilities.append(probability)
@@ -449,7 +449,7 @@ class CrossFormerAttention(nn.Module):
         places, is_real = padded_groups(batch, height, width, group_size, interval, hidden_states.device)
         contexts, probabilities = [], []
         for part, is_real_part in split_rows(3 * channels * places.shape[1], places, is_real):
-            groups = projected.index_select(0, part.flatten()).view(*part.shape, -1)
+            groups = projected.index_select(0, part.flatten()).view(*part.shape, projected.shape[-1])
             context, probability = self.attend(groups, position_bias, is_real_part, **kwargs)
             contexts.append(context)
             probabilities.append(probability)
