@@ -334,10 +334,21 @@ def test_policy_may_keep_no_bits_of_a_colour():
 
 
 def test_small_images_are_padded_and_cropped():
-    transform = TrainingTransform(AUGMENTATIONS["none"], build_image_processor(32), 32)
+    transform = TrainingTransform(AUGMENTATIONS["light"], build_image_processor(32), 32)
     crop = transform.transform.transforms[1]
     assert (crop.size, crop.padding) == ((32, 32), 4)
     assert transform(Image.new("RGB", (28, 28))).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_without_augmentation_images_are_those_of_evaluation(size):
+    image, processor = make_image("train", 0).resize((size, size)), build_image_processor(32)
+    expected = EvaluationTransform(processor, size)(image)
+    torch.testing.assert_close(TrainingTransform(AUGMENTATIONS["none"], processor, size)(image), expected)
+    mirrored = [TrainingTransform(AUGMENTATIONS["flip"], processor, size)(image) for _ in range(20)]
+    for pixels in mirrored:
+        assert any(torch.allclose(pixels, either, atol=1e-5) for either in (expected, expected.flip(-1)))
+    assert len({pixels.sum((0, 1)).argmax().item() for pixels in mirrored}) == 2
 
 
 @pytest.mark.parametrize("size", [64, 160, 224, 256])

@@ -24,13 +24,13 @@ NEVER_DECAYED = ["*relative_position_bias_table"]
 # Defaults of all flags of a script; those of `RecipeArguments` are the original's.
 RECIPES = {
     "imagenet": {"preset": "crossformer-s", "augmentation": "imagenet", "dataloader_num_workers": 8},
-    # For images of up to 64 pixels, of which there are few, and minutes of training.
+    # For images of up to 64 pixels, of which there are few, and minutes of training: nothing that needs many epochs.
     "small_images": {
         "preset": "crossformer-32px",
-        "augmentation": "light",
-        "num_train_epochs": 10,
+        "augmentation": "flip",
+        "num_train_epochs": 8,
         "learning_rate": 1e-3,
-        "warmup_epochs": 1.0,
+        "warmup_epochs": 0.5,
         "mixup": 0.0,
         "cutmix": 0.0,
     },

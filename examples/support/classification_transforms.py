@@ -1,7 +1,7 @@
 """What is done to images in training, timm's augmentation as the original code used it, and in evaluation."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -48,13 +48,21 @@ class Augmentation:
     pad_and_crop: bool | None = None
 
 
+UNVARIED = Augmentation(
+    auto_augment=None,
+    color_jitter=0.0,
+    reprob=0.0,
+    hflip=0.0,
+    scale=(1.0, 1.0),
+    ratio=(1.0, 1.0),
+    pad_and_crop=False,
+)
 AUGMENTATIONS = {
     "imagenet": Augmentation(),
-    # For fine-tuning, and for small grey images, which the policy's colours and large shears do not suit.
+    # For fine-tuning, and for grey images, which the policy's colours and large shears do not suit.
     "light": Augmentation(auto_augment=None, color_jitter=0.0, reprob=0.0, scale=(0.5, 1.0)),
-    "none": Augmentation(
-        auto_augment=None, color_jitter=0.0, reprob=0.0, hflip=0.0, scale=(1.0, 1.0), ratio=(1.0, 1.0)
-    ),
+    "flip": replace(UNVARIED, hflip=0.5),
+    "none": UNVARIED,
 }
 
 
