@@ -35,8 +35,8 @@ try:
     from support.devices import choose_device
     from support.errors import CommandParser, InputError, run_command
     from support.fingerprints import fingerprint
+    from support.pretrained import load_image_processor
     from support.resuming import check_same_run, write_atomically, write_json
-    from support.segmentation_models import load_image_processor
     from tqdm.auto import tqdm
     from transformers import PreTrainedModel, logging
 except ImportError as error:

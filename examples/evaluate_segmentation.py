@@ -22,10 +22,11 @@ try:
     from support.errors import CommandParser, InputError, run_command
     from support.fingerprints import fingerprint
     from support.mean_iou import MeanIoU
+    from support.pretrained import load_image_processor
     from support.resuming import check_same_run, write_atomically, write_json
     from support.segmentation_data import SegmentationDataArguments, read_class_names, validation_samples
     from support.segmentation_inference import WholeImageSegmentation, check_scales
-    from support.segmentation_models import load_image_processor, load_segmentor
+    from support.segmentation_models import load_segmentor
     from support.shapes import write_image_folder
     from torch.utils.data import Dataset
     from tqdm.auto import tqdm

@@ -60,7 +60,7 @@ class ModelArguments:
     augmentation: str = field(
         default="light",
         metadata={"help": "How training images are varied: `imagenet` is the original recipe's, with RandAugment and "
-                          "random erasing, `light` crops and mirrors.",
+                          "random erasing, `light` crops and mirrors, `flip` mirrors.",
                   "choices": list(AUGMENTATIONS)},
     )  # fmt: skip
     drop_path_rate: float | None = field(

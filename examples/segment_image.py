@@ -18,9 +18,10 @@ try:
     from support.errors import CommandParser, InputError, run_command, say
     from support.image_files import open_as_rgb, open_rgb
     from support.pictures import plan
+    from support.pretrained import load_image_processor
     from support.resuming import write_atomically
     from support.segmentation_inference import WholeImageSegmentation
-    from support.segmentation_models import load_image_processor, load_segmentor
+    from support.segmentation_models import load_segmentor
     from support.shapes import make_shapes_image
     from tqdm.auto import tqdm
     from transformers import logging

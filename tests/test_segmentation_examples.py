@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from support.drawing import class_color, overlay
+from support.pretrained import load_image_processor
 from support.segmentation_inference import WholeImageSegmentation
-from support.segmentation_models import load_image_processor, load_segmentor
+from support.segmentation_models import load_segmentor
 from support.segmentation_recipes import RECIPES
 from support.segmentation_training import SegmentationTrainer
 from support.segmentation_transforms import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, RandomRescale

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 from crossformer_hf import PRESETS, preset_config
 
 from .errors import InputError
-from .segmentation_models import labels_of
+from .pretrained import labels_of
 
 
 @dataclass

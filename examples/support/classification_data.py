@@ -10,11 +10,11 @@ import datasets
 import torch
 from torch.utils.data import Subset
 
+from .data_sources import check_choice, read_lines
 from .errors import InputError, say
 from .idx_files import FASHION_MNIST_FOLDER, FASHION_MNIST_NAMES, IdxImages, find_idx_files
 from .labelled_images import LabelledImage, RowReader, StreamedImages, TableImages
 from .reading import read_all
-from .segmentation_data import check_choice, read_lines
 
 
 SPLIT_SEED = 0  # The same images are held out in each run, and by each script.

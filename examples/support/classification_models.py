@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 import crossformer_hf  # noqa: F401  (registers CrossFormer with the Auto classes)
 
 from .errors import InputError
-from .segmentation_models import labels_of, load, read_config
+from .pretrained import labels_of, load, read_config
 
 
 CLASSIFIER = "ForImageClassification"

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import datasets
 
 from .coco_annotations import Category
+from .data_sources import to_file
 from .errors import InputError
 from .image_files import ImageFile
-from .segmentation_data import to_file
 
 
 PARTS = ("images", "annotations", "categories")

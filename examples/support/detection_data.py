@@ -13,10 +13,10 @@ from tqdm.auto import tqdm
 
 from .coco_annotations import Category, check_annotation, objects_of, order_categories
 from .coco_files import AnnotatedImage, names_of_categories, read_categories, read_images, read_json, read_rows
+from .data_sources import MAX_LISTED, check_choice, load_splits, read_lines
 from .errors import InputError
 from .image_files import OpenImage, open_as_rgb, open_rgb
 from .reading import read_all
-from .segmentation_data import MAX_LISTED, check_choice, load_splits, read_lines
 
 
 @dataclass
@@ -151,7 +151,7 @@ def dataset_source(arguments: DetectionDataArguments, split: str) -> Source:
     Raises:
         InputError: There is no such split or column, or the categories have no names.
     """
-    splits = load_splits(arguments)
+    splits = load_splits(arguments.dataset_name, arguments.dataset_config_name)
     check_choice("split", split, splits)
     rows, columns = splits[split], (arguments.image_column_name, arguments.objects_column_name)
     for flag, column in zip(("image_column_name", "objects_column_name"), columns, strict=True):

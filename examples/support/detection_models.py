@@ -28,7 +28,7 @@ from crossformer_hf import (
 from crossformer_hf.pretrained_backbone import CONSUMERS
 
 from .errors import InputError
-from .segmentation_models import labels_of, load, read_config
+from .pretrained import labels_of, load, read_config
 
 
 CROSSFORMER_HEADS = {"retinanet": CrossFormerForObjectDetection, "mask_rcnn": CrossFormerForInstanceSegmentation}

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 
 from .coco_annotations import boxes_of, masks_of, objects_of
 from .detection_data import DetectionSamples
-from .segmentation_transforms import pad_to, to_tensor
+from .image_tensors import pad_to, to_tensor
 
 
 @dataclass

@@ -9,9 +9,9 @@ import datasets
 import fsspec
 from PIL import Image
 
+from .data_sources import to_file
 from .errors import InputError
 from .image_files import ImageFile, open_as_rgb
-from .segmentation_data import to_file
 
 
 class LabelledImage(NamedTuple):

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,13 +10,13 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset, Subset
 
+from .data_sources import MAX_LISTED, check_choice, load_splits, read_lines, to_file
 from .errors import InputError, say
 from .image_files import ImageFile, OpenImage, list_images, open_as_rgb, open_mask, open_rgb
 from .reading import read_all
 
 
 IGNORE_INDEX = 255
-MAX_LISTED = 5
 
 
 @dataclass
@@ -101,13 +100,6 @@ class DatasetFiles(Sequence):
             parts.append(f"`{column}` of {self.split}[{index}]" + (f" ({path})" if path else ""))
             parts.append(to_file(value))
         return SampleFiles(*parts)
-
-
-def to_file(value: dict | list | None) -> ImageFile | np.ndarray:
-    """What `datasets` gives for an undecoded image as something to open; a nested list as an array."""
-    if not isinstance(value, dict):
-        return np.array(value if value is not None else [])
-    return BytesIO(value["bytes"]) if value.get("bytes") is not None else Path(value["path"])
 
 
 class SegmentationSamples(Dataset):
@@ -265,7 +257,7 @@ def dataset_files(arguments: SegmentationDataArguments, split: str) -> DatasetFi
     Raises:
         InputError: There is no such split or column.
     """
-    splits = load_splits(arguments)
+    splits = load_splits(arguments.dataset_name, arguments.dataset_config_name)
     check_choice("split", split, splits)
     rows = splits[split]
     for flag in ("image_column_name", "label_column_name"):
@@ -273,30 +265,6 @@ def dataset_files(arguments: SegmentationDataArguments, split: str) -> DatasetFi
     if not isinstance(rows.features[arguments.image_column_name], datasets.Image):
         raise InputError(f"--image_column_name is {arguments.image_column_name}, which holds no images: give another")
     return DatasetFiles(rows, split, arguments.image_column_name, arguments.label_column_name)
-
-
-def load_splits(arguments: SegmentationDataArguments) -> datasets.DatasetDict:
-    """The splits of a data set.
-
-    Raises:
-        InputError: It cannot be loaded.
-    """
-    name = arguments.dataset_name
-    saved = any((Path(name) / file).exists() for file in ("dataset_dict.json", "state.json"))
-    try:
-        loaded = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, arguments.dataset_config_name)
-    except Exception as error:  # Loading reads files of any kind and the network: nearly anything can go wrong.
-        raise InputError(
-            f"--dataset_name is {name}, which `datasets` cannot load ({error}): give a name on the Hub that can be "
-            "reached from here or a local folder"
-        ) from error
-    return loaded if isinstance(loaded, dict) else datasets.DatasetDict({"train": loaded})
-
-
-def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
-    """Raise an `InputError` unless `value` is one of the choices."""
-    if value not in choices:
-        raise InputError(f"--{what} is {value}, which the data set does not have: give one of {', '.join(choices)}")
 
 
 def read_class_names(arguments: SegmentationDataArguments) -> list[str]:
@@ -331,7 +299,7 @@ def name_sources(arguments: SegmentationDataArguments) -> Iterable[list[str]]:
         if folder and not arguments.dataset_name and (Path(folder) / "classes.txt").exists():
             yield read_lines(Path(folder) / "classes.txt")
     if arguments.dataset_name:
-        rows = next(iter(load_splits(arguments).values()))
+        rows = next(iter(load_splits(arguments.dataset_name, arguments.dataset_config_name).values()))
         yield names_of_feature(rows.features.get(arguments.label_column_name))
     yield [f"LABEL_{index}" for index in range(arguments.num_labels or 0)]
 
@@ -341,15 +309,3 @@ def names_of_feature(feature) -> list[str]:
     while isinstance(feature, datasets.List):
         feature = feature.feature
     return list(getattr(feature, "names", None) or [])
-
-
-def read_lines(path: Path) -> list[str]:
-    """Lines of a text file that are not empty.
-
-    Raises:
-        InputError: It cannot be read.
-    """
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as a text file with a class on each line ({error})") from error

@@ -12,7 +12,8 @@ from torchvision.transforms import v2
 from transformers import PreTrainedModel
 
 from .errors import InputError
-from .segmentation_transforms import FitAndAlign, to_tensor
+from .image_tensors import to_tensor
+from .segmentation_transforms import FitAndAlign
 
 
 ORIGINAL_EDGES = (2048, 512)

@@ -1,14 +1,10 @@
 """Segmentors to train, from random or pretrained weights, and trained ones; other folders are refused."""
 
 import json
-from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
     AutoModelForSemanticSegmentation,
-    PreTrainedConfig,
     PreTrainedModel,
     UperNetConfig,
     UperNetForSemanticSegmentation,
@@ -23,6 +19,7 @@ from crossformer_hf import (
 )
 
 from .errors import InputError
+from .pretrained import labels_of, load, read_config
 
 
 HEADS = ("fpn", "upernet")
@@ -66,11 +63,6 @@ def upernet_config(backbone: CrossFormerConfig, labels: dict) -> UperNetConfig:
     return UperNetConfig(backbone_config=backbone, auxiliary_in_channels=backbone.stage_channels[2], **labels)
 
 
-def labels_of(names: list[str]) -> dict:
-    """Fields of a configuration that name the classes."""
-    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
-
-
 def pretrained_segmentor(head: str, path: str, names: list[str]) -> PreTrainedModel:
     """Segmentor with pretrained weights; what does not fit the classes, and a head that is missing, is new.
 
@@ -99,15 +91,6 @@ def pretrained_segmentor(head: str, path: str, names: list[str]) -> PreTrainedMo
     return load(model_class.from_pretrained, path, ignore_mismatched_sizes=True, **labels)
 
 
-def read_config(path: str) -> PreTrainedConfig:
-    """Configuration of the model in a folder or on the Hub.
-
-    Raises:
-        InputError: There is none that Transformers knows.
-    """
-    return load(AutoConfig.from_pretrained, path)
-
-
 def load_segmentor(path: str) -> PreTrainedModel:
     """Trained segmentor, in evaluation mode.
 
@@ -122,29 +105,3 @@ def load_segmentor(path: str) -> PreTrainedModel:
             "such as finetune_segmentation.py makes"
         )
     return load(AutoModelForSemanticSegmentation.from_pretrained, path).eval()
-
-
-def load_image_processor(path: str):
-    """Image processor saved with a model.
-
-    Raises:
-        InputError: There is none.
-    """
-    return load(AutoImageProcessor.from_pretrained, path)
-
-
-def load(function, *arguments, **options):
-    """Call a function that loads something from a folder or the Hub.
-
-    Raises:
-        InputError: It could not be loaded.
-    """
-    try:
-        return function(*arguments, **options)
-    except Exception as error:  # Folders hold anything, and the Hub may be out of reach.
-        path = next(argument for argument in arguments if isinstance(argument, str | Path))
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{path} cannot be loaded ({reason[:200]}): give a folder with a model that was saved with "
-            "`save_pretrained`, or its name on the Hub"
-        ) from error

@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -12,6 +10,7 @@ from torchvision.transforms.v2 import functional as F
 from transformers import SegformerImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from .image_tensors import pad_to, to_tensor
 from .resizing import SIZE_DIVISOR, fit_size, round_up
 from .segmentation_data import IGNORE_INDEX
 
@@ -111,11 +110,6 @@ class PadAtRightAndBottom(v2.Transform):
         return tv_tensors.wrap(pad_to(inpt, self.size, self.size, fill), like=inpt)
 
 
-def pad_to(image: torch.Tensor, height: int, width: int, fill: int) -> torch.Tensor:
-    """Pad (..., rows, columns) at the right and bottom."""
-    return torch.nn.functional.pad(image, [0, width - image.shape[-1], 0, height - image.shape[-2]], value=fill)
-
-
 def normalize() -> v2.Transform:
     """8 bits to ImageNet's zero mean and unit variance."""
     return v2.Compose(
@@ -188,11 +182,6 @@ class TransformedSamples(Dataset):
         image, labels = self.samples[index]
         image, mask = self.transform(to_tensor(image), tv_tensors.Mask(torch.from_numpy(labels)))
         return {"pixel_values": image.as_subclass(torch.Tensor), "labels": mask.as_subclass(torch.Tensor)}
-
-
-def to_tensor(image: Image.Image) -> tv_tensors.Image:
-    """RGB image as (3, height, width), uint8."""
-    return tv_tensors.Image(torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous())
 
 
 def collate(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
