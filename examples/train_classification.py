@@ -161,6 +161,10 @@ def check_settings(recipe: RecipeArguments, run: RunArguments, accelerator: Acce
         raise InputError(
             f"--ema_decay is {recipe.ema_decay}, but weights that FSDP shards are not averaged: leave it out"
         )
+    if recipe.optimizer != "adamw" and sharded:
+        raise InputError(
+            f"--optimizer is {recipe.optimizer}, which needs whole matrices, but FSDP shards them: give adamw"
+        )
     if run.push_to_hub:
         check_token()
 

@@ -19,7 +19,14 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = str(ROOT / "examples" / "train_classification.py")
 CONFIGS = ROOT / "examples" / "accelerate_configs"
 # Nothing that is random in each process by itself.
-PLAIN = ["--augmentation", "light", "--config_overrides", json.dumps({**TINY, "drop_path_rate": 0.0})]
+PLAIN = [
+    "--augmentation",
+    "light",
+    "--optimizer",
+    "adamw",
+    "--config_overrides",
+    json.dumps({**TINY, "drop_path_rate": 0.0}),
+]
 pytestmark = pytest.mark.slow
 
 

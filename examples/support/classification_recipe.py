@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from timm.data import Mixup
-from timm.optim import param_groups_weight_decay
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -29,8 +29,10 @@ RECIPES = {
         "preset": "crossformer-32px",
         "augmentation": "flip",
         "num_train_epochs": 8,
-        "learning_rate": 1e-3,
-        "warmup_epochs": 0.5,
+        "optimizer": "nadamuon",
+        "learning_rate": 2e-3,
+        "adam_beta2": 0.95,
+        "warmup_epochs": 0.2,
         "mixup": 0.0,
         "cutmix": 0.0,
     },
@@ -45,6 +47,11 @@ class RecipeArguments:
     max_train_steps: int | None = field(
         default=None, metadata={"help": "Updates of the weights, in place of --num_train_epochs."}
     )
+    optimizer: str = field(
+        default="adamw",
+        metadata={"help": "adamw, or timm's nadamuon, which makes updates of matrices orthogonal and needs fewer steps.",
+                  "choices": ["adamw", "nadamuon"]},
+    )  # fmt: skip
     learning_rate: float = field(default=5e-4, metadata={"help": "Highest learning rate."})
     weight_decay: float = field(default=0.05, metadata={"help": "Of matrices and kernels; vectors do not decay."})
     adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's decay of the mean gradient."})
@@ -84,10 +91,11 @@ class RecipeArguments:
                 raise ValueError(f"--{name} is {value}, but it must be between 0 and 1")
 
 
-def build_optimizer(model: nn.Module, recipe: RecipeArguments) -> torch.optim.AdamW:
-    """AdamW in two groups: vectors and biases, which do not decay, and all other weights."""
-    return torch.optim.AdamW(
+def build_optimizer(model: nn.Module, recipe: RecipeArguments) -> torch.optim.Optimizer:
+    """Optimizer with two groups: vectors and biases, which do not decay, and all other weights."""
+    return create_optimizer_v2(
         param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=NEVER_DECAYED),
+        opt=recipe.optimizer,
         lr=recipe.learning_rate,
         betas=(recipe.adam_beta1, recipe.adam_beta2),
         eps=recipe.adam_epsilon,
