@@ -41,6 +41,7 @@ def learner_for(case: dict) -> Learner:
 def test_the_recipe_is_the_original_one():
     recipe, case = RecipeArguments(), read_case("train-micro")
     optimizer, schedule = case["optimizer"], case["schedule"]
+    assert type(build_optimizer(nn.Linear(2, 2), recipe)) is torch.optim.AdamW
     assert (recipe.learning_rate, recipe.adam_epsilon) == (optimizer["lr"], optimizer["eps"])
     assert [recipe.adam_beta1, recipe.adam_beta2] == optimizer["betas"]
     assert recipe.max_grad_norm == optimizer["clip_grad_norm"]

@@ -28,7 +28,7 @@ RECIPES = {
     "small_images": {
         "preset": "crossformer-32px",
         "augmentation": "flip",
-        "num_train_epochs": 8,
+        "num_train_epochs": 7,
         "optimizer": "nadamuon",
         "learning_rate": 2e-3,
         "adam_beta2": 0.95,
@@ -49,7 +49,7 @@ class RecipeArguments:
     )
     optimizer: str = field(
         default="adamw",
-        metadata={"help": "adamw, or timm's nadamuon, which makes updates of matrices orthogonal and needs fewer steps.",
+        metadata={"help": "adamw, or timm's nadamuon, which makes updates of matrices orthogonal: fewer steps do.",
                   "choices": ["adamw", "nadamuon"]},
     )  # fmt: skip
     learning_rate: float = field(default=5e-4, metadata={"help": "Highest learning rate."})
