@@ -10,7 +10,7 @@ import datasets
 import torch
 from torch.utils.data import Subset
 
-from .data_sources import check_choice, read_lines
+from .data_sources import check_choice, load, load_splits, read_lines
 from .errors import InputError, say
 from .idx_files import FASHION_MNIST_FOLDER, FASHION_MNIST_NAMES, IdxImages, find_idx_files
 from .labelled_images import LabelledImage, RowReader, StreamedImages, TableImages
@@ -154,7 +154,9 @@ def load_rows(data: ClassificationDataArguments) -> LabelledSplits:
 def load_tables(data: ClassificationDataArguments) -> dict[str, datasets.Dataset | datasets.IterableDataset]:
     """Tables or streams of rows: `train`, `validation`, or both."""
     if data.dataset_name:
-        return choose_splits(load_named(data), data)
+        name = HUB_NAMES.get(data.dataset_name, data.dataset_name)
+        splits = load_splits(name, data.dataset_config_name, only_split=data.train_split, streaming=data.streaming)
+        return choose_splits(splits, data)
     folders = {"train": data.train_dir, "validation": data.validation_dir}
     folders = {split: folder for split, folder in folders.items() if folder}
     if not folders:
@@ -196,34 +198,6 @@ def find_files(folder: str, flag: str) -> tuple[str, str | list[str]]:
 def escaped(path: Path | str) -> str:
     """The whole path, without a meaning as a pattern."""
     return glob.escape(str(Path(path).absolute()))
-
-
-def load_named(data: ClassificationDataArguments) -> dict:
-    """All splits of --dataset_name."""
-    name = HUB_NAMES.get(data.dataset_name, data.dataset_name)
-    if any((Path(name) / file).exists() for file in ("dataset_dict.json", "state.json")):
-        loaded = load(name, name, function=datasets.load_from_disk)
-        if data.streaming:
-            raise InputError(f"--dataset_name is {name}, which is on this disk already: leave out --streaming")
-    else:
-        loaded = load(name, name, data.dataset_config_name, streaming=data.streaming)
-    return loaded if isinstance(loaded, dict) else {data.train_split: loaded}
-
-
-def load(what: str, *arguments, function=datasets.load_dataset, **options):
-    """Call a function of `datasets` that loads something.
-
-    Raises:
-        InputError: It could not be loaded.
-    """
-    try:
-        return function(*arguments, **options)
-    except Exception as error:  # Loading reads files of any kind and the network: nearly anything can go wrong.
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"{what} cannot be loaded by `datasets` ({reason}): give a folder or files that are there, or the name of "
-            "a data set that can be reached from here"
-        ) from error
 
 
 def choose_splits(splits: dict, data: ClassificationDataArguments) -> dict:

@@ -14,21 +14,44 @@ from .image_files import ImageFile
 MAX_LISTED = 5  # Broken files that one line names.
 
 
-def load_splits(name: str, config_name: str | None) -> datasets.DatasetDict:
+def load_splits(
+    name: str, config_name: str | None, only_split: str = "train", streaming: bool = False
+) -> dict[str, datasets.Dataset | datasets.IterableDataset]:
     """The splits of --dataset_name.
 
+    Args:
+        name: What `datasets.load_dataset` takes, or a folder of `save_to_disk`.
+        config_name: Configuration of that data set.
+        only_split: What to call the rows of a folder that has no splits.
+        streaming: Whether to read rows as they are needed.
+
     Raises:
-        InputError: It cannot be loaded.
+        InputError: It cannot be loaded, or is to be streamed and is a folder of `save_to_disk`.
     """
     saved = any((Path(name) / file).exists() for file in ("dataset_dict.json", "state.json"))
+    if saved and streaming:
+        raise InputError(f"--dataset_name is {name}, which is on this disk already: leave out --streaming")
+    if saved:
+        loaded = load(name, name, function=datasets.load_from_disk)
+    else:
+        loaded = load(name, name, config_name, streaming=streaming)
+    return loaded if isinstance(loaded, dict) else {only_split: loaded}
+
+
+def load(what: str, *arguments, function=datasets.load_dataset, **options):
+    """Call a function of `datasets` that loads something.
+
+    Raises:
+        InputError: It could not be loaded.
+    """
     try:
-        loaded = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config_name)
+        return function(*arguments, **options)
     except Exception as error:  # Loading reads files of any kind and the network: nearly anything can go wrong.
+        reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"--dataset_name is {name}, which `datasets` cannot load ({error}): give a name on the Hub that can be "
-            "reached from here or a local folder"
+            f"{what} cannot be loaded by `datasets` ({reason}): give a folder or files that are there, or the name of "
+            "a data set that can be reached from here"
         ) from error
-    return loaded if isinstance(loaded, dict) else datasets.DatasetDict({"train": loaded})
 
 
 def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
