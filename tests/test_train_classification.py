@@ -421,7 +421,7 @@ def test_only_some_checkpoints_are_kept(images, tmp_path):
 def test_does_not_go_on_with_another_run(trained, images, capsys):
     assert train(trained, images, "--learning_rate", "0.5") == 1
     line = error_line(capsys)
-    assert "`learning_rate` is 0.5" in line and "started with 0.001" in line and "--overwrite_output_dir" in line
+    assert "`learning_rate` is 0.5" in line and "started with 0.002" in line and "--overwrite_output_dir" in line
 
 
 def run_for(seconds: float, output, flags) -> bool:
