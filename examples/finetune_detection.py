@@ -42,7 +42,7 @@ try:
     from support.detection_recipes import RECIPES
     from support.detection_training import DetectionTrainer, ScheduleArguments
     from support.detection_transforms import DetectionExamples, ResizingArguments, collate
-    from support.errors import CommandParser, InputError, run_command
+    from support.errors import CommandParser, InputError, first_few, run_command
     from support.resuming import find_checkpoint
     from transformers import PreTrainedModel, TrainingArguments, logging, set_seed
 except ImportError as error:
@@ -139,7 +139,7 @@ def check_sources(training: Source, validation: Source) -> None:
     if names[0] != names[1]:
         difference = sorted({*names[0]} ^ {*names[1]}) or names[1]
         raise InputError(
-            f"{validation.name} has other categories than {training.name} ({', '.join(difference[:5])}), but they "
+            f"{validation.name} has other categories than {training.name} ({first_few(difference)}), but they "
             "must have the same names in the order of their ids: give both all categories"
         )
 
@@ -192,7 +192,7 @@ def build_trainer(
         kinds=("box", "mask") if with_masks else ("box",),
         lr_drops=schedule.lr_drops,
         data_collator=collate,
-        train_dataset=DetectionExamples(splits[0], processor, resizing.flip_probability, with_masks),
+        train_dataset=DetectionExamples(splits[0], processor, resizing.flip_probability, with_masks, training.seed),
         processing_class=processor,
     )
 

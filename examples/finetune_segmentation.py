@@ -44,7 +44,7 @@ try:
         TransformedSamples,
         build_image_processor,
         collate,
-        test_transform,
+        evaluation_transform,
         training_transform,
     )
     from support.shapes import write_image_folder
@@ -168,9 +168,9 @@ def build_trainer(
         training,
         decay_norms=decay_norms,
         data_collator=collate,
-        train_dataset=TransformedSamples(splits[0], training_transform(augmentation)),
+        train_dataset=TransformedSamples(splits[0], training_transform(augmentation), training.seed),
         eval_dataset=TransformedSamples(
-            splits[1], test_transform(augmentation.longest_edge, augmentation.shortest_edge)
+            splits[1], evaluation_transform(augmentation.longest_edge, augmentation.shortest_edge), training.seed
         ),
         processing_class=build_image_processor(augmentation),
         compute_metrics=SegmentationMetrics(names),

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from support.class_matching import match_classes
 from support.classification_data import FASHION_MNIST_FOLDER, ClassificationDataArguments, load_images
-from support.classification_datasets import ImageTable, build_dataset, collate, seeded
+from support.classification_datasets import ImageTable, build_dataset, collate
 from support.classification_transforms import (
     AUGMENTATIONS,
     EvaluationTransform,
@@ -22,6 +22,7 @@ from support.classification_transforms import (
     build_image_processor,
 )
 from support.errors import InputError, message_of
+from support.variation import seeded
 from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_masks
 from safetensors.torch import load_file
+from support import detection_training
 from support.coco_annotations import Category, check_annotation, clip_box, masks_of
 from support.coco_scores import SCORES, coco_results, coco_scores, ground_truth
 from support.coco_shapes import coco_annotations, encode_mask, write_coco_folder
@@ -36,8 +37,7 @@ from crossformer_hf import CrossFormerForImageClassification, CrossFormerImagePr
 ROOT = Path(__file__).parents[1]
 SIZE = 32
 NAMES = ["circle", "square", "triangle", "star"]
-# With larger initial weights a run that goes on differs from an uninterrupted one: its random draws are others.
-TINY = {"patch_sizes": [4, 8], "embed_dim": 16, "num_heads": [1, 1, 2], "depths": [1, 1, 1], "initializer_range": 0.02}
+TINY = {"patch_sizes": [4, 8], "embed_dim": 16, "num_heads": [1, 1, 2], "depths": [1, 1, 1]}
 TINY_DETR = {"d_model": 64, "encoder_layers": 1, "decoder_layers": 2, "num_queries": 5}
 TINY_DETR |= {f"{part}_{field}": 2 for part in ("encoder", "decoder") for field in ("attention_heads", "ffn_dim")}
 TINY_TRAINING = [
@@ -46,6 +46,7 @@ TINY_TRAINING = [
     *"--per_device_train_batch_size 2 --architecture crossformer-64px --config_overrides".split(),
     json.dumps({**TINY, "fpn_hidden_size": 8}),
 ]
+SHOWN_SCORES = ["box_ap", "box_ap50"]
 TWO_STEPS = "--max_steps 2 --eval_strategy no --save_strategy no".split()
 
 
@@ -88,6 +89,19 @@ def weights(folder):
     return load_file(folder / "model.safetensors")
 
 
+def assert_same_weights(folder, other):
+    """To the last bit."""
+    found, expected = weights(folder), weights(other)
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
+def flags_of(head):
+    """Flags for a small model with this head."""
+    overrides = {"head_overrides": TINY_DETR, "config_overrides": TINY} if "detr" in head else {}
+    return ["--head", head, *(part for name in overrides for part in (f"--{name}", json.dumps(overrides[name])))]
+
+
 def error_line(capsys):
     """The one line that says what is wrong."""
     text = capsys.readouterr().err
@@ -118,7 +132,10 @@ def test_saves_a_model_and_scores(trained):
     assert 0 <= scores["eval_mask_ap50"] <= 1 and 0 <= scores["eval_box_ap_circle"] <= 1
 
 
-def test_interrupted_run_goes_on_to_the_same_weights(trained, shapes, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("head", ["retinanet", "mask_rcnn", "deformable_detr", "detr"])
+def test_interrupted_run_goes_on_to_the_same_weights(head, shapes, tmp_path, capsys, monkeypatch):
+    flags = [*flags_of(head), "--eval_strategy", "no"]
+    assert finetune(tmp_path / "whole", shapes, *flags) == 0
     step = DetectionTrainer.training_step
 
     def interrupted_step(self, *arguments, **options):
@@ -127,14 +144,21 @@ def test_interrupted_run_goes_on_to_the_same_weights(trained, shapes, tmp_path, 
         return step(self, *arguments, **options)
 
     monkeypatch.setattr(DetectionTrainer, "training_step", interrupted_step)
-    assert finetune(tmp_path / "run", shapes) == 2
+    assert finetune(tmp_path / "run", shapes, *flags) == 2
     assert "interrupted" in error_line(capsys)
     monkeypatch.undo()
     (tmp_path / "run" / "checkpoint-9").mkdir()  # As if it had been killed while saving.
-    assert finetune(tmp_path / "run", shapes) == 0
+    assert finetune(tmp_path / "run", shapes, *flags) == 0
     assert "Going on from" in capsys.readouterr().out
-    for name, weight in weights(tmp_path / "run").items():
-        torch.testing.assert_close(weight, weights(trained)[name], rtol=0, atol=0)
+    assert_same_weights(tmp_path / "run", tmp_path / "whole")
+
+
+def test_best_model_is_kept(shapes, tmp_path, monkeypatch):
+    scores = iter([0.5, 0.4, 0.3])
+    monkeypatch.setattr(detection_training, "scores_of_kind", lambda *_: dict.fromkeys(SHOWN_SCORES, next(scores)))
+    best = "--load_best_model_at_end true --metric_for_best_model eval_box_ap".split()
+    assert finetune(tmp_path, shapes, *flags_of("deformable_detr"), *best) == 0
+    assert_same_weights(tmp_path, tmp_path / "checkpoint-2")
 
 
 def test_does_not_go_on_with_another_run(trained, shapes, capsys):
@@ -250,7 +274,7 @@ def test_learning_rate_of_the_original_recipe():
 def test_example_is_mirrored_with_its_boxes_and_masks(shapes):
     samples = samples_of(shapes / "validation")
     processor = CrossFormerImageProcessor(size={"shortest_edge": 3 * SIZE, "longest_edge": 9 * SIZE})
-    plain, mirrored = (DetectionExamples(samples, processor, flip, with_masks=True)[0] for flip in (0.0, 1.0))
+    plain, mirrored = (DetectionExamples(samples, processor, flip, True, seed=0)[0] for flip in (0.0, 1.0))
     torch.testing.assert_close(mirrored["pixel_values"], plain["pixel_values"].flip(-1))
     torch.testing.assert_close(mirrored["labels"]["masks"], plain["labels"]["masks"].flip(-1))
     boxes = plain["labels"]["boxes"].clone()
@@ -261,7 +285,7 @@ def test_example_is_mirrored_with_its_boxes_and_masks(shapes):
 def test_example_is_what_the_image_processor_makes(shapes):
     samples = samples_of(shapes / "validation")
     processor = CrossFormerImageProcessor(size={"shortest_edge": 3 * SIZE, "longest_edge": 9 * SIZE})
-    example = DetectionExamples(samples, processor, 0.0, with_masks=True)[0]
+    example = DetectionExamples(samples, processor, 0.0, True, seed=0)[0]
     content = json.loads((shapes / "validation" / "annotations.json").read_text())
     annotations = [row for row in content["annotations"] if row["image_id"] == 1]
     for row in annotations:  # What the processor takes.
@@ -446,7 +470,7 @@ def test_odd_but_legal_annotations_train(copy, tmp_path):
     assert samples[0][1][0]["iscrowd"] == 1 and samples[0][1][1]["bbox"] == [0, 20, 7, 12]
     assert [len(samples[index][1]) for index in (4, 5)] == [1, 0]
     processor = CrossFormerImageProcessor(size={"shortest_edge": SIZE, "longest_edge": 4 * SIZE})
-    examples = DetectionExamples(samples, processor, 1.0, with_masks=True)
+    examples = DetectionExamples(samples, processor, 1.0, True, seed=0)
     assert len(examples[0]["labels"]["boxes"]) == len(samples[0][1]) - 1
     assert examples[5]["labels"]["masks"].shape == (0, SIZE, SIZE)
 

@@ -164,10 +164,13 @@ def test_sharded_model_was_sharded(sharded):
 
 
 def test_saved_sharded_model_loads_in_one_process(sharded, alone):
-    model = AutoModelForImageClassification.from_pretrained(sharded)
-    expected = load_file(alone / "model.safetensors")
-    for name, weight in model.state_dict().items():
-        torch.testing.assert_close(weight, expected[name], rtol=1e-3, atol=1e-4, msg=name)
+    """It gives the same logits. Weights without influence differ: their gradients are rounding that AdamW enlarges."""
+    pixel_values = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    actual, expected = (
+        AutoModelForImageClassification.from_pretrained(folder).eval()(pixel_values).logits
+        for folder in (sharded, alone)
+    )
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_sharded_checkpoint_loads_in_one_process(sharded, images, tmp_path):  # noqa: F811

@@ -24,8 +24,9 @@ from huggingface_hub.errors import HFValidationError
 from PIL import Image
 from safetensors.torch import load_file
 from support import checkpoints, publishing
-from support.classification_recipe import Learner
+from support.classification_recipe import Learner, RecipeArguments
 from support.classification_training import ClassifierTraining
+from support.errors import InputError
 from torch.nn.functional import cross_entropy
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BertConfig, SwinConfig, pipeline
 
@@ -548,6 +549,16 @@ def test_fsdp_on_a_cpu_is_refused(images, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert train(tmp_path / "run", images) == 1
     assert "FSDP is configured" in error_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("options", "fragment"),
+    [({"optimizer": "nadamuon"}, "give adamw"), ({"ema_decay": 0.9}, "are not averaged: leave it out")],
+)
+def test_what_needs_whole_weights_is_refused_with_sharded_ones(options, fragment):
+    recipe, sharding = RecipeArguments(mixup=0, cutmix=0, **options), SimpleNamespace(distributed_type="FSDP")
+    with pytest.raises(InputError, match=fragment):
+        train_classification.check_settings(recipe, train_classification.RunArguments(), sharding)
 
 
 def test_broken_image_is_named(images, tmp_path, capsys):

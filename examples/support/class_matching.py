@@ -2,10 +2,7 @@
 
 from collections.abc import Sequence
 
-from .errors import InputError, say
-
-
-MAX_LISTED = 5
+from .errors import InputError, first_few, say
 
 
 def match_classes(model_names: Sequence[str], names: Sequence[str]) -> list[int]:
@@ -23,9 +20,8 @@ def match_classes(model_names: Sequence[str], names: Sequence[str]) -> list[int]
     if len(unknown) == len(names) and (len(names) == len(model_names) or are_numbers(names, model_names)):
         say("the classes of model and data set have different names, so they are matched in order")
         return list(range(len(names)))
-    listed = ", ".join(unknown[:MAX_LISTED]) + (", …" if len(unknown) > MAX_LISTED else "")
     raise InputError(
-        f"{len(unknown)} of the data set's {len(names)} classes ({listed}) are not among the model's "
+        f"{len(unknown)} of the data set's {len(names)} classes ({first_few(unknown)}) are not among the model's "
         f"{len(model_names)}: give the model's names, in the order of the data set's labels, with --class_names"
     )
 

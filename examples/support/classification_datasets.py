@@ -1,13 +1,7 @@
-"""Images with labels as tensors, in tables and streams, each varied the same way whoever reads it, and when.
+"""Images with labels as tensors, in tables and streams, each varied the same way whoever reads it, and when."""
 
-What is random about an example depends on the seed, the epoch and the example alone: not on the number of workers or
-processes, nor on what was read before. So a run that is resumed in the middle of an epoch sees the same pixels.
-"""
-
-import random
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import count
 
 import numpy as np
@@ -19,28 +13,10 @@ from torch.utils.data import Dataset, IterableDataset
 from .classification_transforms import Transform
 from .errors import InputError, say
 from .labelled_images import LabelledImage, StreamedImages
+from .variation import VariedExamples, seeded
 
 
-@contextmanager
-def seeded(*key: int) -> Iterator[None]:
-    """Within it, random numbers of Python, NumPy and torch (on the CPU) follow from `key`; then they go on as before.
-
-    timm's transforms draw from all three.
-    """
-    seed, large_seed = np.random.SeedSequence(key).generate_state(2, np.uint64).tolist()
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            random.seed(large_seed)
-            np.random.seed(seed % 2**32)
-            torch.default_generator.manual_seed(large_seed)
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
-
-
-class VariedImages:
+class VariedImages(VariedExamples):
     """What turns an image into an example, anew in each epoch.
 
     Args:
@@ -49,15 +25,8 @@ class VariedImages:
     """
 
     def __init__(self, transform: Transform, seed: int):
-        self.transform, self.seed = transform, seed
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # Workers that live on see it change.
-
-    def set_epoch(self, epoch: int) -> None:
-        """Vary from now on as in `epoch`, also in worker processes that are there already.
-
-        Accelerate's loaders pass on the epoch in some cases only, so call this at the start of each.
-        """
-        self.epoch.fill_(epoch)
+        super().__init__(seed)
+        self.transform = transform
 
     def example(self, image: LabelledImage, epoch: int, index: int) -> dict:
         """Pixel values (channels, height, width) and label.

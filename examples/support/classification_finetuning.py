@@ -1,12 +1,12 @@
 """The Trainer of classifiers: learning rates by depth, varied images in each epoch, a progress bar with scores."""
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer_callback import ProgressCallback
 
-from .classification_datasets import ImageStream, ImageTable
 from .classification_models import parameter_groups
 from .score_bar import ScoreBar
+from .variation import EpochTeller
 
 
 class ClassificationTrainer(Trainer):
@@ -35,14 +35,3 @@ class ClassificationTrainer(Trainer):
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
-
-
-class EpochTeller(TrainerCallback):
-    """Tells the training images which epoch it is: Accelerate's loaders do not when they skip or divide batches."""
-
-    def __init__(self, dataset: ImageTable | ImageStream):
-        self.dataset = dataset
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        """Pass on the number of whole epochs."""
-        self.dataset.set_epoch(int(state.epoch or 0))

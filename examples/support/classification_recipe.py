@@ -49,14 +49,15 @@ class RecipeArguments:
     )
     optimizer: str = field(
         default="adamw",
-        metadata={"help": "adamw, or timm's nadamuon, which makes updates of matrices orthogonal: fewer steps do.",
+        metadata={"help": "adamw, or timm's nadamuon, which makes updates of matrices orthogonal: fewer steps do. It is "
+                          "not for sharded models (FSDP).",
                   "choices": ["adamw", "nadamuon"]},
     )  # fmt: skip
     learning_rate: float = field(default=5e-4, metadata={"help": "Highest learning rate."})
     weight_decay: float = field(default=0.05, metadata={"help": "Of matrices and kernels; vectors do not decay."})
-    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's decay of the mean gradient."})
-    adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's decay of the mean squared gradient."})
-    adam_epsilon: float = field(default=1e-8, metadata={"help": "AdamW's epsilon."})
+    adam_beta1: float = field(default=0.9, metadata={"help": "The optimizer's decay of the mean gradient."})
+    adam_beta2: float = field(default=0.999, metadata={"help": "Its decay of the mean squared gradient."})
+    adam_epsilon: float = field(default=1e-8, metadata={"help": "Its epsilon."})
     warmup_epochs: float = field(default=20.0, metadata={"help": "Epochs in which the learning rate rises."})
     num_warmup_steps: int | None = field(
         default=None, metadata={"help": "The same in updates of the weights; goes before --warmup_epochs."}

@@ -11,9 +11,6 @@ from .errors import InputError
 from .image_files import ImageFile
 
 
-MAX_LISTED = 5  # Broken files that one line names.
-
-
 def load_splits(
     name: str, config_name: str | None, only_split: str = "train", streaming: bool = False
 ) -> dict[str, datasets.Dataset | datasets.IterableDataset]:

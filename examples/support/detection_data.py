@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 
 from .coco_annotations import Category, check_annotation, objects_of, order_categories
 from .coco_files import AnnotatedImage, names_of_categories, read_categories, read_images, read_json, read_rows
-from .data_sources import MAX_LISTED, check_choice, load_splits, read_lines
-from .errors import InputError
+from .data_sources import check_choice, load_splits, read_lines
+from .errors import InputError, first_few
 from .image_files import OpenImage, open_as_rgb, open_rgb
 from .reading import read_all
 
@@ -250,5 +250,5 @@ def summarize(problems: Sequence[Problem]) -> str:
     first, *others = problems
     if not others:
         return f"{first.message} (or go on without it: --skip_broken)"
-    about = ", ".join(other.about for other in others[:MAX_LISTED]) + (", …" if len(others) > MAX_LISTED else "")
+    about = first_few([other.about for other in others])
     return f"{first.message} ({len(others)} more are broken: {about}; go on without them: --skip_broken)"

@@ -18,6 +18,7 @@ from .coco_scores import SCORES, coco_results, coco_scores, ground_truth
 from .detection_data import DetectionSamples
 from .detection_inference import ObjectFinder
 from .score_bar import ScoreBar
+from .variation import EpochTeller
 
 
 WARMUP_START = 0.001
@@ -77,6 +78,7 @@ class DetectionTrainer(Trainer):
         self.held_out, self.categories, self.kinds, self.lr_drops = held_out, categories, kinds, lr_drops
         self.truth = ground_truth(held_out.images, categories)
         super().__init__(*arguments, eval_dataset=held_out, **options)
+        self.add_callback(EpochTeller(self.train_dataset))
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(ScoreBar(SHOWN))
@@ -97,6 +99,22 @@ class DetectionTrainer(Trainer):
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
         self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Take the weights from a checkpoint by `from_pretrained`, which knows the names that they are saved under.
+
+        The Trainer's own way does not, so a DETR's backbone stays as it is (transformers' issue 43701).
+        """
+        if self.is_fsdp_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        saved = type(self.model).from_pretrained(resume_from_checkpoint)
+        self.model.load_state_dict(saved.state_dict())
+
+    def _load_best_model(self) -> None:
+        """The same at the end of a run with `--load_best_model_at_end`."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._load_best_model()
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Average precision on the held-out images, of all classes and of each."""

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as F
 from .coco_annotations import boxes_of, masks_of, objects_of
 from .detection_data import DetectionSamples
 from .image_tensors import pad_to, to_tensor
+from .variation import VariedExamples, seeded
 
 
 @dataclass
@@ -34,17 +35,19 @@ class ResizingArguments:
             raise ValueError(f"--flip_probability is {self.flip_probability}, but it must be from 0 to 1")
 
 
-class DetectionExamples(Dataset):
-    """`pixel_values` (3, height, width) and `labels` of samples, mirrored anew every time.
+class DetectionExamples(VariedExamples, Dataset):
+    """`pixel_values` (3, height, width) and `labels` of samples, mirrored anew in each epoch.
 
     Args:
         samples: Images and annotations.
         processor: The image processor that is saved with the model; images are resized and normalised by it.
         flip_probability: How often an image is mirrored.
         with_masks: Whether the labels have masks.
+        seed: Seed of the run.
     """
 
-    def __init__(self, samples: DetectionSamples, processor, flip_probability: float, with_masks: bool):
+    def __init__(self, samples: DetectionSamples, processor, flip_probability: float, with_masks: bool, seed: int):
+        super().__init__(seed)
         self.samples, self.processor, self.with_masks = samples, processor, with_masks
         self.flip = v2.RandomHorizontalFlip(flip_probability)
 
@@ -60,7 +63,9 @@ class DetectionExamples(Dataset):
         inputs = {"image": to_tensor(image), "boxes": boxes}
         if self.with_masks:
             inputs["masks"] = tv_tensors.Mask(torch.from_numpy(masks_of(objects, size)))
-        inputs = {name: value.as_subclass(torch.Tensor) for name, value in self.flip(inputs).items()}
+        with seeded(self.seed, int(self.epoch), index):
+            inputs = self.flip(inputs)
+        inputs = {name: value.as_subclass(torch.Tensor) for name, value in inputs.items()}
         pixel_values = self.processor(inputs["image"], return_tensors="pt")["pixel_values"][0]
         labels = torch.tensor([annotation["label"] for annotation in objects], dtype=torch.int64)
         targets = {"class_labels": labels, "boxes": relative(inputs["boxes"], size)}

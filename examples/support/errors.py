@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 
+MAX_LISTED = 5
 FAILED = 1
 MISUSED_OR_INTERRUPTED = 2
 
@@ -49,6 +50,11 @@ class CommandParser(HfArgumentParser):
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return tuple(parsed)
+
+
+def first_few(names: Sequence[str]) -> str:
+    """As many names as fit into a line; an ellipsis stands for the others."""
+    return ", ".join(names[:MAX_LISTED]) + (", …" if len(names) > MAX_LISTED else "")
 
 
 def run_command(parser: argparse.ArgumentParser, action: Callable[[], None]) -> int:

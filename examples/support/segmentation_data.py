@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset, Subset
 
-from .data_sources import MAX_LISTED, check_choice, load_splits, read_lines, to_file
-from .errors import InputError, say
+from .data_sources import check_choice, load_splits, read_lines, to_file
+from .errors import InputError, first_few, say
 from .image_files import ImageFile, OpenImage, list_images, open_as_rgb, open_mask, open_rgb
 from .reading import read_all
 
@@ -222,11 +222,8 @@ def summarize(problems: dict[int, str], total: int) -> str:
     first, *others = problems.values()
     if not others:
         return f"{first} (or go on without it: --skip_broken)"
-    about = ", ".join(
-        other.split(" ", 1)[0] if other[0] != "`" else " ".join(other.split()[:3]) for other in others[:MAX_LISTED]
-    )
-    more = "" if len(others) <= MAX_LISTED else ", …"
-    return f"{first} ({len(others)} more of {total} are broken: {about}{more}; go on without them: --skip_broken)"
+    about = first_few([other.split(" ", 1)[0] if other[0] != "`" else " ".join(other.split()[:3]) for other in others])
+    return f"{first} ({len(others)} more of {total} are broken: {about}; go on without them: --skip_broken)"
 
 
 def folder_files(images_dir: str | None, masks_dir: str | None, flag: str) -> list[SampleFiles]:

@@ -8,6 +8,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from .mean_iou import MeanIoU
 from .score_bar import ScoreBar
+from .variation import EpochTeller
 
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
@@ -25,6 +26,7 @@ class SegmentationTrainer(Trainer):
     def __init__(self, *arguments, decay_norms: bool, **options):
         self.decay_norms = decay_norms
         super().__init__(*arguments, **options)
+        self.add_callback(EpochTeller(self.train_dataset))
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(ScoreBar({"eval_mean_iou": "held-out mIoU"}))

@@ -13,6 +13,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from .image_tensors import pad_to, to_tensor
 from .resizing import SIZE_DIVISOR, fit_size, round_up
 from .segmentation_data import IGNORE_INDEX
+from .variation import VariedExamples, seeded
 
 
 CROP_ATTEMPTS = 10
@@ -162,15 +163,22 @@ class FitAndAlign(v2.Transform):
         return inpt
 
 
-def test_transform(longest_edge: float, shortest_edge: float) -> v2.Transform:
+def evaluation_transform(longest_edge: float, shortest_edge: float) -> v2.Transform:
     """8-bit image, and mask if there is one, to a normalised image as in mmsegmentation's whole-image test."""
     return v2.Compose([FitAndAlign(longest_edge, shortest_edge), normalize()])
 
 
-class TransformedSamples(Dataset):
-    """`pixel_values` (3, height, width) and `labels` (height, width) of samples, transformed anew every time."""
+class TransformedSamples(VariedExamples, Dataset):
+    """`pixel_values` (3, height, width) and `labels` (height, width) of samples, transformed anew in each epoch.
 
-    def __init__(self, samples: Dataset, transform: v2.Transform):
+    Args:
+        samples: Images and masks.
+        transform: 8-bit image and mask to pixel values and labels.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, samples: Dataset, transform: v2.Transform, seed: int):
+        super().__init__(seed)
         self.samples, self.transform = samples, transform
 
     def __len__(self) -> int:
@@ -180,7 +188,8 @@ class TransformedSamples(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """One transformed sample."""
         image, labels = self.samples[index]
-        image, mask = self.transform(to_tensor(image), tv_tensors.Mask(torch.from_numpy(labels)))
+        with seeded(self.seed, int(self.epoch), index):
+            image, mask = self.transform(to_tensor(image), tv_tensors.Mask(torch.from_numpy(labels)))
         return {"pixel_values": image.as_subclass(torch.Tensor), "labels": mask.as_subclass(torch.Tensor)}
 
 
