@@ -49,8 +49,8 @@ class RecipeArguments:
     )
     optimizer: str = field(
         default="adamw",
-        metadata={"help": "adamw, or timm's nadamuon, which makes updates of matrices orthogonal: fewer steps do. It is "
-                          "not for sharded models (FSDP).",
+        metadata={"help": "adamw, or timm's nadamuon, which makes updates of matrices orthogonal: fewer steps do. Not "
+                          "for sharded models (FSDP).",
                   "choices": ["adamw", "nadamuon"]},
     )  # fmt: skip
     learning_rate: float = field(default=5e-4, metadata={"help": "Highest learning rate."})
