@@ -122,8 +122,10 @@ def test_interrupted_run_goes_on_to_the_same_weights(trained, shapes, tmp_path, 
     (tmp_path / "run" / "checkpoint-9").mkdir()  # As if it had been killed while saving.
     assert finetune(tmp_path / "run", shapes) == 0
     assert "Going on from" in capsys.readouterr().out
-    for name, weight in weights(tmp_path / "run").items():
-        torch.testing.assert_close(weight, weights(trained)[name], rtol=0, atol=0)
+    found, expected = weights(tmp_path / "run"), weights(trained)
+    assert found.keys() == expected.keys()
+    for name, weight in found.items():
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=0)
 
 
 def test_does_not_go_on_with_another_run(trained, shapes, capsys):

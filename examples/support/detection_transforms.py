@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as F
 from .coco_annotations import boxes_of, masks_of, objects_of
 from .detection_data import DetectionSamples
 from .image_tensors import pad_to, to_tensor
-from .variation import VariedExamples, seeded
+from .variation import VariedExamples
 
 
 @dataclass
@@ -63,7 +63,7 @@ class DetectionExamples(VariedExamples, Dataset):
         inputs = {"image": to_tensor(image), "boxes": boxes}
         if self.with_masks:
             inputs["masks"] = tv_tensors.Mask(torch.from_numpy(masks_of(objects, size)))
-        with seeded(self.seed, int(self.epoch), index):
+        with self.variation(index):
             inputs = self.flip(inputs)
         inputs = {name: value.as_subclass(torch.Tensor) for name, value in inputs.items()}
         pixel_values = self.processor(inputs["image"], return_tensors="pt")["pixel_values"][0]

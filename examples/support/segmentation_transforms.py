@@ -13,7 +13,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from .image_tensors import pad_to, to_tensor
 from .resizing import SIZE_DIVISOR, fit_size, round_up
 from .segmentation_data import IGNORE_INDEX
-from .variation import VariedExamples, seeded
+from .variation import VariedExamples
 
 
 CROP_ATTEMPTS = 10
@@ -188,7 +188,7 @@ class TransformedSamples(VariedExamples, Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """One transformed sample."""
         image, labels = self.samples[index]
-        with seeded(self.seed, int(self.epoch), index):
+        with self.variation(index):
             image, mask = self.transform(to_tensor(image), tv_tensors.Mask(torch.from_numpy(labels)))
         return {"pixel_values": image.as_subclass(torch.Tensor), "labels": mask.as_subclass(torch.Tensor)}
 

@@ -6,7 +6,7 @@ of an epoch sees the same pixels, and all other random numbers of a run, such as
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 import torch
@@ -49,6 +49,10 @@ class VariedExamples:
         Accelerate's loaders pass on the epoch in some cases only, so call this at the start of each.
         """
         self.epoch.fill_(epoch)
+
+    def variation(self, index: int) -> AbstractContextManager[None]:
+        """Within it, random numbers are those of an example in this epoch."""
+        return seeded(self.seed, int(self.epoch), index)
 
 
 class EpochTeller(TrainerCallback):
